@@ -1,0 +1,50 @@
+"""Errors a person can act on, and the wrapper that shows them without a traceback."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Something the user can put right: bad params, data or checkpoint.
+
+    The message is one line that names the file, line or key, and says what to do.
+    """
+
+
+def command(main: Callable[..., None]) -> Callable[..., None]:
+    """Run `main` as a command: a `UserError`, a full disk or Ctrl-C ends in one line on stderr.
+
+    Exit status is 1 for an error and 130 for Ctrl-C. Any other exception is a bug of ours and keeps
+    its traceback.
+    """
+
+    @functools.wraps(main)
+    def run(*args: object, **kwargs: object) -> None:
+        try:
+            main(*args, **kwargs)
+        except UserError as error:
+            _stop(f"error: {error}", 1)
+        except KeyboardInterrupt:
+            _stop("interrupted: finished stages are kept; run the same command to go on", INTERRUPTED)
+        except BrokenPipeError:
+            # The reader of our standard output went away (`| head`); that is not an error.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise
+            _stop(f"error: cannot write {error.filename or 'output'}: {error.strerror}", 1)
+
+    return run
+
+
+def _stop(message: str, status: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(status)

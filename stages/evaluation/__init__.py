@@ -1,0 +1,1 @@
+"""Measuring quality, fluency, size and speed, with intervals."""

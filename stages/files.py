@@ -1,0 +1,77 @@
+"""Writing outputs so that a reader never sees half of one: write beside, then rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stages.errors import UserError
+
+
+@contextmanager
+def replacing(target: Path | str) -> Iterator[Path]:
+    """Yield a path beside `target` to write a file or folder to; on success it takes `target`'s place.
+
+    If the block raises, what stood at `target` stays as it was and the partial output is removed.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    _remove(partial)
+    try:
+        yield partial
+        if target.is_dir() or partial.is_dir():
+            _remove(target)
+        os.replace(partial, target)
+    finally:
+        _remove(partial)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as JSON, the same bytes for the same value (key order as given)."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run `dvc repro`, or `dvc pull` to fetch it") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): run `dvc checkout {path}`") from None
+
+
+def digest(*parts: Path | str | bytes) -> str:
+    """Hex digest over files (a `Path`, folders walked in name order), text and bytes."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, Path):
+            files = sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]
+            for file in files:
+                relative = file.relative_to(part).as_posix() if part.is_dir() else ""
+                state.update(relative.encode() + b"\0")
+                with file.open("rb") as handle:
+                    state.update(hashlib.file_digest(handle, "sha256").digest())
+        else:
+            state.update(part.encode() if isinstance(part, str) else part)
+        state.update(b"\1")
+    return state.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

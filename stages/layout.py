@@ -1,0 +1,57 @@
+"""Where the pipeline keeps things, and what a level is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+OUTPUTS = Path("outputs")
+DATA = OUTPUTS / "data"
+MODELS = OUTPUTS / "models"
+METRICS = OUTPUTS / "metrics"
+PREDICTIONS = OUTPUTS / "predictions"
+BENCHMARK = OUTPUTS / "benchmark"
+COMPARE = OUTPUTS / "compare"
+SCRATCH = Path(".scratch")
+"""Caches and checkpoints that no DVC stage owns; safe to delete when nothing runs."""
+
+BASELINE = "baseline"
+"""Key of the trained model before any pruning or fine-tuning."""
+DENSE = "dense"
+"""Key of the control: the baseline fine-tuned, unpruned, for as many steps as every level."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A sparsity level: how weights are chosen, and the share of eligible weights set to zero."""
+
+    method: str
+    sparsity: float
+
+    @property
+    def key(self) -> str:
+        """`method-sparsity`, as DVC names it in `prune@magnitude-0.5`."""
+        return f"{self.method}-{self.sparsity}"
+
+    def __str__(self) -> str:
+        return self.key
+
+
+def model_folder(key: str) -> Path:
+    """The finished checkpoint of a level, of `dense` or of `baseline`."""
+    return MODELS / BASELINE if key == BASELINE else MODELS / "finetuned" / key
+
+
+def pruned_folder(key: str) -> Path:
+    """What the prune stage leaves for a level: masks, and the weights its method changed."""
+    return MODELS / "pruned" / key
+
+
+def metrics_file(stage: str, key: str | None = None) -> Path:
+    """The flat metrics JSON of a stage, or of one level of a stage."""
+    return METRICS / f"{stage}.json" if key is None else METRICS / stage / f"{key}.json"
+
+
+def predictions_file(key: str) -> Path:
+    """Generated test-set texts of a level beside their references."""
+    return PREDICTIONS / f"{key}.parquet"

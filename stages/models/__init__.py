@@ -1,0 +1,1 @@
+"""Building and loading generators, and the anatomy that says what may be pruned."""

@@ -1,0 +1,360 @@
+"""The typed, validated `params.yaml`; nothing else reads it.
+
+No key has a default here: what decides a result is in `params.yaml`, where DVC tracks it. That is why this
+module is no dependency of any stage in `dvc.yaml`: it can refuse a run, never change its bits.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.errors import UserError
+from stages.layout import Level
+
+PARAMS_FILE = Path("params.yaml")
+
+Method = Literal["magnitude", "gradient", "taylor", "l1", "l2", "random"]
+Split = Literal["train", "validation", "test"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Sparsity = Annotated[float | int, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: every key is required, an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class Runtime(Section):
+    """What fixes the bits of a computation beside code and data."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    threads: Positive
+    precision: Literal["auto", "bf16", "fp32"]
+
+
+class Data(Section):
+    """Where the text pairs are and how to read them."""
+
+    path: str
+    pattern: str
+    hub: str | None
+    source: str
+    target: str
+    split: str | None
+    prefix: str
+    swap: bool
+    language: Literal["en", "zh"]
+    placeholder: str | None
+
+    @field_validator("placeholder")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"is not a regular expression: {error}") from None
+        return pattern
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Data:
+        if self.source == self.target:
+            raise ValueError("source and target name the same column")
+        return self
+
+
+class SplitShares(Section):
+    """Share of distinct inputs in each split."""
+
+    train: Fraction
+    validation: Fraction
+    test: Fraction
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> SplitShares:
+        if abs(self.train + self.validation + self.test - 1) > 1e-9:
+            raise ValueError("train + validation + test must be 1")
+        return self
+
+
+class Clean(Section):
+    """Steps of data cleaning."""
+
+    workers: Positive
+    repair_encoding: bool
+    unicode_form: Literal["NFC", "NFKC"] | None
+    strip_control: bool
+    strip_html: bool
+    collapse_whitespace: bool
+    min_characters: Positive
+    max_source_characters: Positive
+    max_target_characters: Positive
+    drop_duplicates: bool
+    near_duplicates: Fraction | None
+    language_filter: str | None
+    split: SplitShares
+
+
+class Side(Section):
+    """Encoder or decoder of an `encoder_decoder`."""
+
+    checkpoint: str | None
+    architecture: Literal["bert", "roberta"]
+    config: dict[str, Any]
+
+
+class Tokenizer(Section):
+    """Which tokenizer to take, or how to train one."""
+
+    checkpoint: str | None
+    vocab_size: Annotated[int, Field(ge=300)]
+    lowercase: bool
+
+
+class Model(Section):
+    """The generator."""
+
+    kind: Literal["encoder_decoder", "seq2seq", "causal"]
+    checkpoint: str | None
+    architecture: str | None
+    config: dict[str, Any]
+    encoder: Side
+    decoder: Side
+    share_weights: bool
+    tokenizer: Tokenizer
+    max_source_tokens: Positive
+    max_target_tokens: Positive
+
+    @model_validator(mode="after")
+    def _has_origin(self) -> Model:
+        if self.kind != "encoder_decoder" and (self.checkpoint is None) == (self.architecture is None):
+            raise ValueError(f"kind {self.kind} needs either checkpoint or architecture")
+        if self.kind == "encoder_decoder" and (self.checkpoint or self.architecture):
+            raise ValueError("kind encoder_decoder takes encoder and decoder, not checkpoint or architecture")
+        return self
+
+
+class Optimization(Section):
+    """What every training loop needs: baseline, penalised and fine-tuning."""
+
+    epochs: PositiveFloat
+    batch_size: Positive
+    gradient_accumulation: Positive
+    learning_rate: PositiveFloat
+    decay: Literal["linear", "cosine", "constant"]
+    warmup_ratio: Share
+    weight_decay: NonNegative
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    max_grad_norm: PositiveFloat
+    bucket_by_length: bool
+
+
+class Train(Optimization):
+    """Training of the baseline."""
+
+    early_stopping_patience: Positive | None
+
+
+class Finetune(Optimization):
+    """Training that holds the sparsity, pruning gradually if asked to."""
+
+    schedule: Literal["one_shot", "rounds", "cubic"]
+    rounds: Positive
+    ramp: Fraction
+    refresh_steps: Positive
+
+
+class Sweep(Section):
+    """The levels: every method at every sparsity."""
+
+    method: Annotated[list[Method], Field(min_length=1)]
+    sparsity: Annotated[list[Sparsity], Field(min_length=1)]
+
+    @field_validator("method", "sparsity")
+    @classmethod
+    def _distinct(cls, values: list[Any]) -> list[Any]:
+        if len(set(values)) != len(values):
+            raise ValueError("names an item twice")
+        return values
+
+    @property
+    def levels(self) -> list[Level]:
+        """All levels, in the order DVC's matrix has them."""
+        return [Level(method, sparsity) for method in self.method for sparsity in self.sparsity]
+
+
+class Calibration(Section):
+    """The sample of training pairs that scores are averaged over."""
+
+    samples: Positive
+    batch_size: Positive
+
+
+class NoKnobs(Section):
+    """A criterion without knobs."""
+
+
+class Penalty(Section):
+    """Training with a weight penalty, before weights are ranked."""
+
+    strength: PositiveFloat
+    epochs: PositiveFloat
+    learning_rate: PositiveFloat
+
+
+class Prune(Section):
+    """How weights are chosen."""
+
+    scope: Literal["global", "layer"]
+    calibration: Calibration
+    magnitude: NoKnobs
+    random: NoKnobs
+    gradient: NoKnobs
+    taylor: NoKnobs
+    l1: Penalty
+    l2: Penalty
+
+
+class Timing(Section):
+    """How latency and throughput are measured."""
+
+    texts: Positive
+    batch_size: Positive
+
+
+class Evaluate(Section):
+    """Generation and the statistics behind every figure."""
+
+    batch_size: Positive
+    num_beams: Positive
+    length_penalty: float
+    do_sample: bool
+    temperature: PositiveFloat
+    top_k: Annotated[int, Field(ge=0)]
+    top_p: Fraction
+    repetition_penalty: PositiveFloat
+    fluency_order: Annotated[int, Field(ge=2, le=6)]
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    timing: Timing
+
+
+class Target(Section):
+    """Which loss of quality is still good enough."""
+
+    metric: Literal["bleu", "chrf", "rougeL"]
+    max_drop: NonNegative
+
+
+class Search(Section):
+    """Bisection for the highest sparsity that meets the target."""
+
+    method: Method
+    low: Sparsity
+    high: Sparsity
+    resolution: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Search:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
+class Tracking(Section):
+    """Where runs go."""
+
+    experiment: Annotated[str, Field(min_length=1)]
+
+
+class Params(Section):
+    """The whole params.yaml."""
+
+    runtime: Runtime
+    data: Data
+    clean: Clean
+    model: Model
+    train: Train
+    sweep: Sweep
+    prune: Prune
+    finetune: Finetune
+    evaluate: Evaluate
+    target: Target
+    search: Search
+    tracking: Tracking
+
+
+def load(*sections: str, path: Path | str = PARAMS_FILE) -> Params:
+    """Read and check the whole of `params.yaml`, and return the named sections of it.
+
+    Args:
+        sections: names of the top-level sections the caller uses. The others are left out of the result, so
+            a stage cannot come to depend on a knob that DVC does not know it reads.
+        path: file to read.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or a value is wrong; names the key and what is allowed.
+    """
+    params = validate(read_yaml(path), origin=str(path))
+    if unknown := set(sections) - set(Params.model_fields):
+        raise ValueError(f"no such section: {sorted(unknown)}")
+    return Params.model_construct(**{name: getattr(params, name) for name in sections})
+
+
+def validate(values: Any, origin: str) -> Params:
+    """Check parsed params.
+
+    Raises:
+        UserError: one line that names every offending key of `origin` and what it should be.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{origin}: expected sections such as `data:` and `train:`, found {values!r:.40}")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{origin}: " + "; ".join(_describe(values, e) for e in error.errors())) from None
+
+
+def read_yaml(path: Path | str) -> Any:
+    """Parse a YAML file.
+
+    Raises:
+        UserError: it is missing or not YAML.
+    """
+    try:
+        return YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run this from the project's root folder") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _describe(values: Any, error: Any) -> str:
+    keys: list[str] = []
+    for part in error["loc"]:
+        # A union adds the name of the alternative it tried; only real keys and indices are shown.
+        if isinstance(values, dict) and (part in values or error["type"] == "missing"):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        elif error["type"] != "missing":
+            continue
+        keys.append(str(part))
+    name = ".".join(keys) or "params"
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"{name} is not a known key (see the comments in params.yaml)"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return f"{name}: {message}" + ("" if isinstance(values, dict) else f", not {values!r}")

@@ -1,0 +1,1 @@
+"""Importance scores, masks and schedules."""

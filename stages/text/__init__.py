@@ -1,0 +1,1 @@
+"""Reading and cleaning text pairs: read, normalise, filter, deduplicate, split."""

@@ -1,0 +1,1 @@
+"""MLflow: live logging and idempotent sync from what DVC recorded."""

@@ -1,0 +1,1 @@
+"""The training loop: the Trainer, held masks, penalties."""
