@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+
+from stages.errors import UserError
 
 OUTPUTS = Path("outputs")
 DATA = OUTPUTS / "data"
@@ -35,6 +38,22 @@ class Level:
 
     def __str__(self) -> str:
         return self.key
+
+    @classmethod
+    def parse(cls, key: str) -> Level:
+        """The level that a key such as `magnitude-0.5` names.
+
+        Raises:
+            UserError: it names none.
+        """
+        method, _, share = key.rpartition("-")
+        try:
+            sparsity = int(share) if share.isdigit() else float(share)
+        except ValueError:
+            sparsity = math.nan
+        if not method or not 0 <= sparsity < 1:
+            raise UserError(f"{key} is no level: expected a method and a sparsity in [0, 1), as in magnitude-0.5")
+        return cls(method, sparsity)
 
 
 def model_folder(key: str) -> Path:

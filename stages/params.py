@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
@@ -309,6 +309,16 @@ def load(*sections: str, path: Path | str = PARAMS_FILE) -> Params:
     if unknown := set(sections) - set(Params.model_fields):
         raise ValueError(f"no such section: {sorted(unknown)}")
     return Params.model_construct(**{name: getattr(params, name) for name in sections})
+
+
+def check_method(name: str) -> None:
+    """Check that a level names a known method.
+
+    Raises:
+        UserError: it does not.
+    """
+    if name not in get_args(Method):
+        raise UserError(f"{name} is no pruning method: choose from {', '.join(get_args(Method))}")
 
 
 def validate(values: Any, origin: str) -> Params:

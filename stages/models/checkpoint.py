@@ -1,0 +1,253 @@
+"""A generator with its tokenizer: load, save, encode, decode.
+
+A checkpoint is a plain `transformers` folder; what encoding needs beside it (how long an input may be, how
+many tokens to generate) is kept where `transformers` keeps it: `model_max_length` of the tokenizer and
+`max_new_tokens` of the generation config.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    EncoderDecoderModel,
+    PreTrainedModel,
+)
+
+from stages.errors import UserError
+from stages.files import replacing
+from stages.models.sharing import share_sides, unshared_state
+
+Kind = Literal["encoder_decoder", "seq2seq", "causal"]
+IGNORED = -100
+"""Label of positions that the loss leaves out."""
+SEPARATOR = "\n"
+"""Between prompt and completion of a causal generator."""
+
+
+@dataclass
+class Generator:
+    """A model and tokenizer that turn an input text into an output text."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    max_source_tokens: int
+    max_target_tokens: int
+
+    @property
+    def kind(self) -> Kind:
+        """Which of the three shapes of generator this is."""
+        if self.model.config.model_type == "encoder-decoder":
+            return "encoder_decoder"
+        return "seq2seq" if self.model.config.is_encoder_decoder else "causal"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def encode(self, sources: Sequence[str], targets: Sequence[str]) -> list[dict[str, list[int]]]:
+        """Training examples: token ids and labels, unpadded.
+
+        A causal generator sees prompt and completion as one sequence; its labels are -100 on the prompt, so
+        that the loss is of the completion alone.
+        """
+        inputs = self._source_ids(sources)
+        labels = self._target_ids(targets)
+        if self.kind != "causal":
+            return [{"input_ids": i, "labels": t} for i, t in zip(inputs, labels, strict=True)]
+        return [
+            {"input_ids": i + t, "labels": [IGNORED] * len(i) + t} for i, t in zip(inputs, labels, strict=True)
+        ]
+
+    def collate(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """Pad examples on the right to a batch: `input_ids`, `attention_mask`, `labels`, each [batch, length]."""
+        batch = self._pad([example["input_ids"] for example in examples], side="right")
+        labels = [torch.tensor(example["labels"]) for example in examples]
+        batch["labels"] = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+        return batch
+
+    def prompts(self, sources: Sequence[str]) -> dict[str, Tensor]:
+        """Inputs of `model.generate` on the model's device, each [batch, length]; causal ones padded on the left."""
+        side = "left" if self.kind == "causal" else "right"
+        batch = self._pad(self._source_ids(sources), side=side)
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def decode(self, sequences: Tensor, prompt_length: int = 0) -> list[str]:
+        """Texts of generated token ids [batch, length], without special tokens and without the prompt."""
+        return self.tokenizer.batch_decode(
+            sequences[:, prompt_length:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _source_ids(self, sources: Sequence[str]) -> list[list[int]]:
+        if self.kind == "causal":
+            # The separator is never cut off: without it the model would go on with the prompt.
+            separator = self.tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]
+            cut = self._tokenize(sources, self.max_source_tokens - len(separator))
+            return [ids + separator for ids in cut]
+        return self._tokenize(sources, self.max_source_tokens)
+
+    def _target_ids(self, targets: Sequence[str]) -> list[list[int]]:
+        if self.kind == "seq2seq":
+            return self._tokenize(targets, self.max_target_tokens, as_target=True)
+        end = self.model.generation_config.eos_token_id
+        end = end[0] if isinstance(end, list) else end
+        bare = self._tokenize(targets, self.max_target_tokens - 1, special=False)
+        return [[*ids, end] for ids in bare]
+
+    def _tokenize(
+        self, texts: Sequence[str], limit: int, special: bool = True, as_target: bool = False
+    ) -> list[list[int]]:
+        if not texts:
+            return []
+        key = "text_target" if as_target else "text"
+        return self.tokenizer(
+            **{key: list(texts)}, truncation=True, max_length=limit, add_special_tokens=special
+        )["input_ids"]
+
+    def _pad(self, sequences: list[list[int]], side: str) -> dict[str, Tensor]:
+        longest = max(len(ids) for ids in sequences)
+        padding = self.tokenizer.pad_token_id
+        ids = torch.full((len(sequences), longest), padding, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            where = slice(longest - len(sequence), longest) if side == "left" else slice(len(sequence))
+            ids[row, where] = torch.tensor(sequence)
+            mask[row, where] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def load(folder: Path | str) -> Generator:
+    """Load a generator from a folder this pipeline saved, in evaluation mode, on the GPU if there is one.
+
+    Raises:
+        UserError: the folder is missing, damaged, not a generator, or holds pickled weights only.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no checkpoint (config.json is missing): run `dvc repro` or `dvc pull`")
+    config = load_config(str(folder))
+    model = load_model(str(folder), auto_class(config), config=config)
+    if getattr(config, "share_weights", False):
+        share_sides(model)
+    tokenizer = load_tokenizer(str(folder))
+    limit = model.generation_config.max_new_tokens
+    if limit is None:
+        raise UserError(f"{folder}/generation_config.json: max_new_tokens is missing: add how many to generate")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return Generator(model.eval(), tokenizer, tokenizer.model_max_length, limit)
+
+
+def save(generator: Generator, folder: Path | str, beside: Callable[[Path], None] | None = None) -> None:
+    """Write a generator as a plain `transformers` folder, replacing `folder` only once all is written.
+
+    The bytes depend on the weights and settings alone: where a model was loaded from is left out. `beside` is
+    called with the unfinished folder, to add files that belong to the checkpoint.
+    """
+    model, tokenizer = generator.model, generator.tokenizer
+    for config in (model.config, *(getattr(model.config, side, None) for side in ("encoder", "decoder"))):
+        if config is not None:
+            config._name_or_path = ""
+            config.dtype = model.dtype
+    model.generation_config.max_new_tokens = generator.max_target_tokens
+    tokenizer.model_max_length = generator.max_source_tokens
+    tokenizer.name_or_path = ""
+    # Left by how the tokenizer was loaded and last called, not settings of it.
+    for passing in ("name_or_path", "is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(passing, None)
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+    with replacing(folder) as partial:
+        model.save_pretrained(partial, state_dict=unshared_state(model))
+        tokenizer.save_pretrained(partial)
+        if beside:
+            beside(partial)
+
+
+def auto_class(config: Any) -> Any:
+    """The `transformers` class that loads a generator with this config.
+
+    Raises:
+        UserError: it is the config of something that does not generate text.
+    """
+    if config.model_type == "encoder-decoder":
+        return EncoderDecoderModel
+    for auto in (AutoModelForSeq2SeqLM, AutoModelForCausalLM):
+        if type(config) in auto._model_mapping:
+            return auto
+    raise UserError(f"a model of type {config.model_type} does not generate text: use BART, T5, Marian, GPT-2, …")
+
+
+def load_config(origin: str, **changes: Any) -> Any:
+    """The config at a local folder or hub id, with fields changed.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    return _reading(origin, lambda: AutoConfig.from_pretrained(origin, trust_remote_code=False, **changes))
+
+
+def load_tokenizer(origin: str) -> Any:
+    """The tokenizer at a local folder or hub id.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    return _reading(origin, lambda: AutoTokenizer.from_pretrained(origin, trust_remote_code=False))
+
+
+def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str] = ()) -> PreTrainedModel:
+    """The model at a local folder or hub id, from safetensors only, in fp32.
+
+    Args:
+        origin: local folder or hub id.
+        auto: `transformers` class to load it with.
+        config: its config, perhaps changed.
+        new_weights: parts of parameter names that the checkpoint need not have (they start at random).
+
+    Raises:
+        UserError: there are no safetensors, they are damaged, or they lack weights of this architecture.
+    """
+    model, report = _reading(
+        origin,
+        lambda: auto.from_pretrained(
+            origin,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        ),
+    )
+    missing = sorted(k for k in report["missing_keys"] if not any(part in k for part in new_weights))
+    if missing:
+        raise UserError(f"{origin} lacks {len(missing)} weights of the model, such as {missing[0]}")
+    return model
+
+
+def _reading(origin: str, read: Any) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read()
+    except UserError:
+        raise
+    except Exception as error:  # transformers, safetensors and json each raise their own kinds
+        pickled = sorted(p.name for p in Path(origin).glob("*.bin")) if Path(origin).is_dir() else []
+        if pickled and not list(Path(origin).glob("*.safetensors")):
+            raise UserError(
+                f"{origin} holds pickled weights ({pickled[0]}), which can run code when read: convert them "
+                "to safetensors with a tool you trust"
+            ) from None
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"cannot read {origin}: {reason or type(error).__name__}") from error

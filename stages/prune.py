@@ -1,0 +1,124 @@
+"""Choose which weights of the baseline a level sets to zero.
+
+    dvc repro prune@magnitude-0.5          (or: python -m stages.prune magnitude-0.5)
+
+In:  outputs/models/baseline, outputs/data/{train,validation}.parquet; params `prune`, `runtime` and, for
+     methods that train first (l1, l2), `train`.
+Out: outputs/models/pruned/KEY with masks.safetensors (one bit a weight) and, if the method changed weights,
+     weights.safetensors; outputs/metrics/prune/KEY.json and KEY.layers.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from stages import layout, params
+from stages.errors import command
+from stages.files import digest, replacing, write_json
+from stages.runtime import prepare
+from stages.text.pairs import Pairs, read_pairs
+from stages.tracking.live import track
+
+if TYPE_CHECKING:
+    from stages.models.anatomy import Anatomy
+    from stages.models.checkpoint import Generator
+    from stages.pruning.criterion import Criterion
+
+
+@command
+def main() -> None:
+    """Run the stage for one level."""
+    parser = argparse.ArgumentParser(description="Choose which weights of the baseline a level sets to zero.")
+    parser.add_argument("level", help="method and sparsity, as in magnitude-0.5")
+    level = layout.Level.parse(parser.parse_args().level)
+    settings = params.load("prune", "train", "runtime", "tracking")
+    params.check_method(level.method)
+    prepare(settings.runtime)
+
+    from stages.evaluation.loss import mean_loss
+    from stages.models import anatomy, checkpoint
+    from stages.pruning import changes, criterion, masks, report
+    from stages.training.calibration import sample
+
+    training = read_pairs(layout.DATA / "train.parquet")
+    validation = read_pairs(layout.DATA / "validation.parquet")
+    generator = checkpoint.load(layout.model_folder(layout.BASELINE))
+    described = anatomy.describe(generator.model)
+    chosen = criterion.find(level.method)
+
+    seed = settings.runtime.seed
+    batches = sample(generator, training.sources, training.targets, settings.prune.calibration, seed)
+
+    with track("prune", level.key, settings) as run:
+        if chosen.shrink:
+            _penalise(generator, described, chosen, level.method, settings, training, validation)
+        context = criterion.Context(
+            model=generator.model,
+            weights=described.weights,
+            batches=batches,
+            seed=seed,
+        )
+        chosen_masks = masks.select(chosen.importance(context), level.sparsity, settings.prune.scope)
+        with replacing(layout.pruned_folder(level.key)) as folder:
+            folder.mkdir()
+            masks.save(chosen_masks, folder / masks.MASKS_FILE)
+            if chosen.shrink:
+                changes.save(generator.model, folder / changes.WEIGHTS_FILE)
+        masks.apply(described.weights, chosen_masks)
+        metrics = report.counts(generator.model, described) | {
+            "validation_loss": mean_loss(generator, validation.sources, validation.targets, batch_size=128),
+        }
+        report.write_layers(layout.METRICS / "prune" / f"{level.key}.layers.csv", described)
+        write_json(layout.metrics_file("prune", level.key), metrics)
+        run.log_metrics(metrics)
+
+
+def _penalise(
+    generator: Generator,
+    described: Anatomy,
+    chosen: Criterion,
+    method: str,
+    settings: params.Params,
+    training: Pairs,
+    validation: Pairs,
+) -> None:
+    """Train with the method's penalty, in place.
+
+    All sparsities of a method rank the same penalised weights, so the first level keeps them in the scratch
+    folder under a hash of all that decides them, and the next ones read them there.
+    """
+    from stages.pruning import changes
+    from stages.training.loop import train
+    from stages.training.sparsity import Shrink
+
+    assert chosen.shrink is not None
+    penalty = getattr(settings.prune, method)
+    optimization = settings.train.model_copy(
+        update={"epochs": penalty.epochs, "learning_rate": penalty.learning_rate}
+    )
+    name = digest(
+        layout.model_folder(layout.BASELINE),
+        layout.DATA / "train.parquet",
+        optimization.model_dump_json(),
+        penalty.model_dump_json(),
+        settings.runtime.model_dump_json(),
+        method,
+    )
+    kept = layout.SCRATCH / "penalised" / name / changes.WEIGHTS_FILE
+    if not kept.is_file():
+        train(
+            generator,
+            generator.encode(training.sources, training.targets),
+            generator.encode(validation.sources, validation.targets),
+            optimization,
+            settings.runtime,
+            layout.SCRATCH / f"prune-{name}",
+            callbacks=[Shrink(described.weights, chosen.shrink, penalty.strength)],
+        )
+        changes.save(generator.model, kept)
+    changes.load(generator.model, kept)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One module a criterion; see stages/pruning/criterion.py."""

@@ -1,0 +1,48 @@
+"""What fixes the bits of a computation on one kind of CPU: seed, thread count, precision."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+from stages.errors import UserError
+from stages.params import Runtime
+
+
+def prepare(runtime: Runtime) -> None:
+    """Fix threads and seeds of this process, and keep to kernels whose result does not vary."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
+    import torch
+    from transformers import set_seed
+    from transformers.utils import logging
+
+    torch.set_num_threads(runtime.threads)
+    if torch.cuda.is_available():
+        # On a CPU the kernels used here repeat exactly as they are (tests compare the bits), and this switch
+        # would load the compiler: a second for every stage of every level.
+        torch.use_deterministic_algorithms(True)
+    set_seed(runtime.seed)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def autocast_bf16(runtime: Runtime) -> bool:
+    """Whether training computes in bf16 (weights stay fp32).
+
+    Raises:
+        UserError: bf16 is demanded on a GPU that cannot do it.
+    """
+    import torch
+
+    if runtime.precision == "fp32":
+        return False
+    if torch.cuda.is_available():
+        supported = torch.cuda.is_bf16_supported()
+        if runtime.precision == "bf16" and not supported:
+            raise UserError("runtime.precision is bf16, which this GPU does not support: use auto or fp32")
+        return supported
+    # Without the instructions bf16 is emulated: right, but slower than fp32.
+    capabilities = torch.cpu.get_capabilities()
+    native = any(value for name, value in capabilities.items() if name.endswith("bf16"))
+    return runtime.precision == "bf16" or native

@@ -1,0 +1,61 @@
+"""Train the dense baseline.
+
+    dvc repro train          (or: python -m stages.train)
+
+In:  outputs/data/{train,validation}.parquet; params `model`, `train`, `runtime`.
+Out: outputs/models/baseline, a plain transformers folder; outputs/metrics/train.json and train.curve.csv.
+"""
+
+from __future__ import annotations
+
+from stages import layout, params
+from stages.errors import command
+from stages.files import write_json
+from stages.runtime import prepare
+from stages.text.pairs import read_pairs
+from stages.tracking.live import track
+
+
+@command
+def main() -> None:
+    """Run the stage."""
+    settings = params.load("model", "train", "runtime", "tracking")
+    prepare(settings.runtime)
+
+    from stages.models import anatomy, checkpoint
+    from stages.models.build import build
+    from stages.training.loop import train
+    from stages.training.report import write_curve
+
+    training = read_pairs(layout.DATA / "train.parquet")
+    validation = read_pairs(layout.DATA / "validation.parquet")
+    generator = build(settings.model, training.sources + training.targets)
+    described = anatomy.describe(generator.model)
+
+    with track("train", layout.BASELINE, settings) as run:
+        outcome = train(
+            generator,
+            generator.encode(training.sources, training.targets),
+            generator.encode(validation.sources, validation.targets),
+            settings.train,
+            settings.runtime,
+            layout.SCRATCH / "train",
+            callbacks=run.callbacks(),
+            keep_best=True,
+            patience=settings.train.early_stopping_patience,
+        )
+        checkpoint.save(generator, layout.model_folder(layout.BASELINE))
+        metrics = {
+            "loss": outcome.validation_loss,
+            "steps": outcome.steps,
+            "epochs": outcome.epochs,
+            "parameters": described.parameters,
+            "eligible_parameters": described.eligible,
+        }
+        write_curve(layout.METRICS / "train.curve.csv", outcome.curve)
+        write_json(layout.metrics_file("train"), metrics)
+        run.log_metrics(metrics)
+
+
+if __name__ == "__main__":
+    main()

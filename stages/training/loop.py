@@ -1,0 +1,188 @@
+"""The training loop: transformers' Trainer, set up the same way for every stage that trains."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from stages.errors import UserError
+from stages.models.checkpoint import Generator
+from stages.params import Optimization, Runtime
+from stages.runtime import autocast_bf16
+from stages.training.progress import ShowProgress
+
+LOGS_PER_RUN = 40
+"""Points of a loss curve."""
+SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+Examples = Sequence[dict[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training run came to."""
+
+    steps: int
+    epochs: float
+    validation_loss: float
+    """Mean over the tokens of each batch, averaged over validation batches."""
+    curve: list[dict[str, float]]
+    """Points with `step`, `epoch` and some of `loss`, `validation_loss`, `learning_rate`, `sparsity`."""
+
+
+def train(
+    generator: Generator,
+    examples: Examples,
+    validation: Examples,
+    optimization: Optimization,
+    runtime: Runtime,
+    scratch: Path,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    keep_best: bool = False,
+    patience: int | None = None,
+) -> Outcome:
+    """Train a generator in place.
+
+    Args:
+        generator: what to train; left in evaluation mode.
+        examples: of `Generator.encode`, to train on.
+        validation: the same, to measure the loss on after each epoch.
+        optimization: epochs, batch size, learning rate and so on.
+        runtime: seed and precision.
+        scratch: folder for checkpoints; removed after success.
+        callbacks: more Trainer callbacks.
+        keep_best: end with the weights of the lowest validation loss, not the last ones.
+        patience: stop after so many evaluations without a lower validation loss.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    total = total_steps(len(examples), optimization)
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        per_device_train_batch_size=optimization.batch_size,
+        per_device_eval_batch_size=2 * optimization.batch_size,
+        gradient_accumulation_steps=optimization.gradient_accumulation,
+        max_steps=total,
+        learning_rate=optimization.learning_rate,
+        lr_scheduler_type=SCHEDULERS[optimization.decay],
+        warmup_steps=round(optimization.warmup_ratio * total),
+        weight_decay=optimization.weight_decay,
+        label_smoothing_factor=optimization.label_smoothing,
+        max_grad_norm=optimization.max_grad_norm,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=autocast_bf16(runtime),
+        seed=runtime.seed,
+        data_seed=runtime.seed,
+        train_sampling_strategy="group_by_length" if optimization.bucket_by_length else "random",
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        eval_strategy="epoch",
+        save_strategy="best" if keep_best else "no",
+        metric_for_best_model="loss",
+        save_total_limit=1,
+        save_only_model=True,
+        load_best_model_at_end=keep_best,
+        logging_steps=max(1, total // LOGS_PER_RUN),
+        logging_nan_inf_filter=False,
+        prediction_loss_only=True,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    stops = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
+    progress = ShowProgress()
+    trainer = Trainer(
+        model=generator.model,
+        args=arguments,
+        train_dataset=_dataset(examples),
+        eval_dataset=_dataset(validation),
+        data_collator=_collator(generator, optimization.label_smoothing),
+        callbacks=[*callbacks, *stops, _StopOnDivergence(), progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    use_cache = generator.model.config.use_cache
+    try:
+        trainer.train()
+    finally:
+        progress.close()
+    generator.model.config.use_cache = use_cache  # the Trainer turns the decoding cache off
+    generator.model.eval()
+    final = _final_loss(trainer, keep_best)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return Outcome(
+        steps=trainer.state.global_step,
+        epochs=float(trainer.state.epoch or 0),
+        validation_loss=final,
+        curve=_curve(trainer.state.log_history),
+    )
+
+
+def total_steps(examples: int, optimization: Optimization) -> int:
+    """Optimizer steps of one process that `optimization.epochs` over so many examples take."""
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    batch = optimization.batch_size * optimization.gradient_accumulation * world
+    return max(1, math.ceil(optimization.epochs * math.ceil(examples / batch)))
+
+
+def _dataset(examples: Examples) -> Dataset:
+    """Examples with a `length` column, which the Trainer buckets by: input and target tokens together."""
+    if not examples:
+        raise UserError("a split has no examples to train or validate on: check outputs/data and clean.split")
+    return Dataset.from_dict(
+        {
+            "input_ids": [example["input_ids"] for example in examples],
+            "labels": [example["labels"] for example in examples],
+            "length": [len(example["input_ids"]) + len(example["labels"]) for example in examples],
+        }
+    )
+
+
+def _collator(generator: Generator, label_smoothing: float) -> Callable[[Examples], dict[str, Tensor]]:
+    """`Generator.collate`, with the decoder's input where label smoothing hides the labels from the model."""
+    if not label_smoothing or generator.kind == "causal":
+        return generator.collate
+    model: Any = generator.model
+
+    def collate(examples: Examples) -> dict[str, Tensor]:
+        batch = generator.collate(examples)
+        batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        return batch
+
+    return collate
+
+
+class _StopOnDivergence(TrainerCallback):
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        for name in ("loss", "eval_loss"):
+            if name in logs and not math.isfinite(logs[name]):
+                raise UserError(
+                    f"the {name.replace('eval_', 'validation ')} is not finite at step {state.global_step}: "
+                    "lower the learning rate, or set runtime.precision to fp32"
+                )
+
+
+def _final_loss(trainer: Trainer, keep_best: bool) -> float:
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    return min(losses) if keep_best else losses[-1]
+
+
+def _curve(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    points: dict[int, dict[str, float]] = {}
+    for entry in history:
+        point = points.setdefault(int(entry["step"]), {"step": entry["step"], "epoch": entry["epoch"]})
+        for name, key in (("loss", "loss"), ("eval_loss", "validation_loss"), ("learning_rate", "learning_rate")):
+            if name in entry:
+                point[key] = float(entry[name])
+        if "sparsity" in entry:
+            point["sparsity"] = float(entry["sparsity"])
+    return list(points.values())
