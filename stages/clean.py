@@ -1,0 +1,46 @@
+"""python -m stages.clean
+
+In: the data that `data` in params.yaml names, and the steps under `clean`.
+Out: outputs/data/{train,validation,test}.parquet with a row a pair (source, target, file, row), and
+outputs/data/rejected.parquet with every row left out and the reason; outputs/data/profile.json with counts,
+lengths and examples; outputs/metrics/clean.json with its numbers. All of them, or none if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from stages import files, layout, params
+from stages.errors import command
+from stages.text.cleaning import OUTPUTS, clean_pairs
+from stages.text.profile import metrics, show
+from stages.text.progress import counting
+
+
+@command
+def main() -> None:
+    """Clean and split the data."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    settings = params.load("data", "clean")
+
+    layout.SCRATCH.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clean-", dir=layout.SCRATCH)))
+        progress = stack.enter_context(counting("cleaning"))
+        # Each output takes its place when the block has ended well, so old and new are never mixed.
+        paths = {name: layout.DATA / f"{name}.parquet" for name in OUTPUTS}
+        outputs = {name: stack.enter_context(files.replacing(path)) for name, path in paths.items()}
+        profile_file = stack.enter_context(files.replacing(layout.DATA / "profile.json"))
+        metrics_file = stack.enter_context(files.replacing(layout.metrics_file("clean")))
+
+        profile = clean_pairs(settings.data, settings.clean, outputs, scratch, progress)
+        files.write_json(profile_file, profile)
+        files.write_json(metrics_file, metrics(profile))
+    show(profile)
+
+
+if __name__ == "__main__":
+    main()

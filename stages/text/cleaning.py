@@ -1,0 +1,159 @@
+"""From raw rows to splits, in two passes, so that memory holds some 50 bytes a row and no texts.
+
+The first pass reads, normalises and filters in several processes, and leaves the rows in an Arrow file.
+Between the passes, duplicates are found and splits assigned on columns of digests. The second pass goes through
+the memory-mapped file and writes each row where it belongs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.errors import UserError
+from stages.params import Clean, Data
+from stages.text.cleaner import CLEANED, KEPT, REASON_CODES, SPLIT_CODES, BatchCleaner
+from stages.text.deduplicate import Numbered, near_duplicates, repeated
+from stages.text.filtering import REASONS
+from stages.text.parallel import ordered_map
+from stages.text.profile import Profile, describe
+from stages.text.reading import SPLITS, find_parts, read_batches
+from stages.text.schema import PAIRS, REJECTED, pairs_checks, rejected_checks
+from stages.text.splitting import assign, in_other_split
+from stages.text.writing import PairWriter
+
+OUTPUTS = (*SPLITS, "rejected")
+"""What cleaning writes, a Parquet file each."""
+
+
+def clean_pairs(
+    data: Data, clean: Clean, outputs: Mapping[str, Path], scratch: Path, progress: Callable[[int], None]
+) -> Profile:
+    """Clean the data that params.yaml names, and split it.
+
+    Args:
+        data: where the data is.
+        clean: what to do to it.
+        outputs: file to write for each of `OUTPUTS`.
+        scratch: an existing folder for what is needed meanwhile: the cleaned rows, and a download of a hub dataset.
+        progress: called with the number of rows of each batch read.
+
+    Returns:
+        The profile of what was read, kept and rejected.
+
+    Raises:
+        UserError: data cannot be read, no row is left, or a split is without rows.
+    """
+    parts = find_parts(data, scratch / "hub")
+    cleaner = BatchCleaner.of(data, clean)
+    path = scratch / "cleaned.arrow"
+    read = 0
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, CLEANED) as writer:
+        for batch in ordered_map(cleaner, read_batches(parts), clean.workers):
+            writer.write_batch(batch)
+            read += batch.num_rows
+            progress(batch.num_rows)
+    if read == 0:
+        raise UserError(f"{data.hub or data.path} has no rows")
+    with pa.memory_map(str(path)) as file:
+        rows = pa.ipc.open_file(file).read_all()
+        reasons, splits = _decide(rows, clean)
+        files = [part.name for part in parts]
+        profile = describe(rows, reasons, splits, files)
+        _require_rows(profile)
+        with ExitStack() as stack:
+            checks = dict.fromkeys(SPLITS, (PAIRS, pairs_checks(clean, data.prefix)))
+            checks["rejected"] = REJECTED, rejected_checks()
+            writers = {name: stack.enter_context(PairWriter(outputs[name], *checks[name])) for name in OUTPUTS}
+            _write(rows, reasons, splits, files, writers, data.prefix)
+    if (written := sum(writer.rows for writer in writers.values())) != read:
+        raise AssertionError(f"{read} rows were read, but {written} written")
+    return profile
+
+
+def _decide(rows: pa.Table, clean: Clean) -> tuple[np.ndarray, np.ndarray]:
+    """Why each row is rejected (0: it is kept) and the split of each row."""
+    reasons = rows["reason"].to_numpy().copy()
+    labels, inputs = rows["label"].to_numpy(), rows["input"].to_numpy()
+    splits = assign(labels, inputs, clean.split)
+
+    def reject(reason: str, find: Callable[[np.ndarray], np.ndarray]) -> None:
+        kept = np.flatnonzero(reasons == KEPT)
+        reasons[kept[find(kept)]] = REASON_CODES[reason]
+
+    if labels.any():
+        reject("input_in_other_split", lambda kept: in_other_split(splits[kept], inputs[kept]))
+    if clean.drop_duplicates:
+        high, low = rows["pair_high"].to_numpy(), rows["pair_low"].to_numpy()
+        reject("duplicate", lambda kept: repeated(high[kept], low[kept]))
+    if clean.near_duplicates is not None:
+        texts = _Texts(rows)
+        numbers = near_duplicates(texts.kept(reasons), texts.pair, clean.near_duplicates, clean.workers)
+        reasons[numbers] = REASON_CODES["near_duplicate"]
+    return reasons, splits
+
+
+class _Texts:
+    """The texts of a table, by row number."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self._batches = rows.select(["source", "target"]).to_batches()
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+
+    def pair(self, number: int) -> tuple[str, str]:
+        """Source and target of a row."""
+        index = int(np.searchsorted(self._starts, number, side="right")) - 1
+        source, target = self._batches[index].columns
+        at = number - int(self._starts[index])
+        return source[at].as_py(), target[at].as_py()
+
+    def kept(self, reasons: np.ndarray) -> Iterator[Numbered]:
+        """Pairs that no reason rejects, after their numbers, a batch at a time."""
+        for start, batch in zip(self._starts.tolist(), self._batches, strict=False):
+            at = np.flatnonzero(reasons[start : start + batch.num_rows] == KEPT)
+            source, target = batch.take(pa.array(at)).columns
+            yield (at + start).tolist(), list(zip(source.to_pylist(), target.to_pylist(), strict=True))
+
+
+def _require_rows(profile: Profile) -> None:
+    if not profile["kept"]:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in profile["reasons"].items() if count)
+        raise UserError(
+            f"no row is left of {profile['read']:,} ({reasons}): check the columns and `clean` in params.yaml"
+        )
+    empty = [name for name, split in profile["splits"].items() if not split["rows"]]
+    if empty:
+        inputs = sum(split["inputs"] for split in profile["splits"].values())
+        raise UserError(
+            f"no rows for {' and '.join(empty)}: {inputs:,} distinct inputs were divided; add data, "
+            "change clean.split in params.yaml, or bring a ready-made split"
+        )
+
+
+def _write(
+    rows: pa.Table,
+    reasons: np.ndarray,
+    splits: np.ndarray,
+    files: list[str],
+    writers: Mapping[str, PairWriter],
+    prefix: str,
+) -> None:
+    names, reason_names = pa.array(files), pa.array(["", *REASONS])
+    start = 0
+    for batch in rows.to_batches():
+        here = slice(start, start + batch.num_rows)
+        start += batch.num_rows
+        kept = reasons[here] == KEPT
+        for split in SPLITS:
+            some = batch.filter(pa.array(kept & (splits[here] == SPLIT_CODES[split])))
+            source = pc.binary_join_element_wise(prefix, some["source"], "")
+            writers[split].write([source, some["target"], names.take(some["part"]), some["row"]])
+        some = batch.filter(pa.array(~kept))
+        raw = [pc.coalesce(some[f"raw_{side}"], some[side]) for side in ("source", "target")]
+        why = reason_names.take(pa.array(reasons[here][~kept]))
+        writers["rejected"].write([*raw, names.take(some["part"]), some["row"], why])
