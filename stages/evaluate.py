@@ -1,0 +1,156 @@
+"""Evaluate one generator: quality, fluency, size and speed.
+
+    python -m stages.evaluate KEY
+
+KEY is `baseline`, `dense` or a level such as `magnitude-0.5`.
+
+In: outputs/data/{train,validation,test}.parquet, the checkpoint of KEY and, for timings, of the baseline; for
+every KEY but `dense`, outputs/predictions/dense.parquet for the paired tests.
+Out: outputs/metrics/evaluate/KEY.json, outputs/predictions/KEY.parquet and outputs/benchmark/KEY.json
+(timings, the only output that differs from run to run).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from stages import layout, params
+from stages.errors import UserError, command
+from stages.files import write_json
+
+if TYPE_CHECKING:
+    from stages.evaluation.inputs import Inputs
+    from stages.models.checkpoint import Generator
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Evaluate the generator named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m stages.evaluate", description="Evaluate one generator.")
+    parser.add_argument("key", metavar="KEY", help="baseline, dense, or a level such as magnitude-0.5")
+    key = parser.parse_args(arguments).key
+    settings = params.load("runtime", "data", "evaluate")
+
+    # Missing inputs are found before torch is imported.
+    from stages.evaluation.inputs import read_inputs, read_predictions
+
+    test = read_inputs(layout.DATA / "test.parquet")
+    validation = read_inputs(layout.DATA / "validation.parquet")
+    dense = layout.predictions_file(layout.DENSE)
+    control = None if key == layout.DENSE else read_predictions(dense, "test", test)
+
+    from stages.models import checkpoint
+    from stages.runtime import prepare
+
+    prepare(settings.runtime)
+    start = time.perf_counter()
+    generator = checkpoint.load(layout.model_folder(key))
+    load_seconds = time.perf_counter() - start
+    baseline = generator if key == layout.BASELINE else checkpoint.load(layout.model_folder(layout.BASELINE))
+
+    figures = _evaluate(key, generator, settings, test=test, validation=validation, control=control)
+    write_json(layout.metrics_file("evaluate", key), figures)
+    speed = _time(generator, baseline, settings, test) | {"load_seconds": load_seconds}
+    write_json(layout.BENCHMARK / f"{key}.json", speed)
+    _show(key, figures, speed, settings.evaluate.confidence)
+
+
+def _evaluate(
+    key: str,
+    generator: Generator,
+    settings: params.Params,
+    *,
+    test: Inputs,
+    validation: Inputs,
+    control: list[str] | None,
+) -> dict[str, float]:
+    """Write the predictions of both splits and return the figures."""
+    from stages.evaluation.figures import fluency, quality, rounded, scores
+    from stages.evaluation.generation import decoding, generate
+    from stages.evaluation.inputs import write_predictions
+    from stages.evaluation.loss import mean_loss
+    from stages.evaluation.quality import metrics
+    from stages.evaluation.size import sizes
+
+    evaluate, data, seed = settings.evaluate, settings.data, settings.runtime.seed
+    splits = {}
+    losses = {}
+    for name, inputs in (("test", test), ("validation", validation)):
+        outputs = generate(
+            generator, inputs.sources, batch_size=evaluate.batch_size, seed=seed, options=decoding(evaluate)
+        )
+        splits[name] = (inputs, outputs)
+        losses[name] = mean_loss(generator, *inputs.pairs, batch_size=evaluate.batch_size)
+        if not math.isfinite(losses[name]):
+            raise UserError(f"{layout.model_folder(key)}: the loss is not finite: train with a lower learning rate")
+
+    measured = metrics(data.language, data.placeholder, test.references)
+    signatures = {metric.name: metric.signature(test.references) for metric in measured}
+    write_predictions(layout.predictions_file(key), splits, signatures)
+
+    predictions = splits["test"][1]
+    figures = {"loss": losses["test"], "perplexity": math.exp(losses["test"])}
+    figures |= quality(measured, predictions, test.references, control=control, evaluate=evaluate, seed=seed)
+    figures |= fluency(predictions, layout.DATA / "train.parquet", data=data, order=evaluate.fluency_order)
+    figures["validation_loss"] = losses["validation"]
+    for name, score in scores(measured, splits["validation"][1], validation.references).items():
+        figures[f"validation_{name}"] = score
+    return rounded(figures | sizes(generator.model, layout.model_folder(key)))
+
+
+def _time(generator: Generator, baseline: Generator, settings: params.Params, test: Inputs) -> dict[str, float]:
+    from stages.evaluation.generation import decoding
+    from stages.evaluation.timing import timings
+
+    timing = settings.evaluate.timing
+    speed = timings(
+        generator,
+        baseline,
+        test.sources,
+        count=timing.texts,
+        batch_size=timing.batch_size,
+        options=decoding(settings.evaluate),
+    )
+    return speed | {"threads": settings.runtime.threads}
+
+
+def _show(key: str, figures: dict[str, float], speed: dict[str, float], confidence: float) -> None:
+    """Print a short table: score, interval, and difference from dense."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{key}: test split", title_justify="left")
+    paired = "bleu_delta" in figures
+    columns = ["", "score", f"{confidence:.0%} interval"] + ["less dense", "p"] * paired
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left")
+    for name in ("bleu", "chrf", "rougeL", "slot_error_rate"):
+        if name not in figures:
+            continue
+        digits = 3 if name == "slot_error_rate" else 1
+        row = [
+            f"{figures[name]:.{digits}f}",
+            f"{figures[f'{name}_low']:.{digits}f} to {figures[f'{name}_high']:.{digits}f}",
+        ]
+        if paired:
+            row += [f"{figures[f'{name}_delta']:+.{digits}f}", f"{figures[f'{name}_p']:.3f}"]
+        table.add_row(name, *row)
+    for name, value in (
+        ("perplexity", f"{figures['perplexity']:.2f}"),
+        ("fluency_perplexity", f"{figures['fluency_perplexity']:.2f}"),
+        ("sparsity", f"{figures['sparsity']:.2%}"),
+        ("nonzero_parameters", f"{figures['nonzero_parameters']:,}"),
+        ("compressed_bytes", f"{figures['compressed_bytes']:,}"),
+        ("latency_ms_p50", f"{speed['latency_ms_p50']:.1f}"),
+        ("tokens_per_second", f"{speed['tokens_per_second']:.0f}"),
+    ):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Generate from a checkpoint: any number of texts to JSON Lines, in order.
+
+    python -m stages.generate --model magnitude-0.5 --text "Hotel-Inform (Area, Name)"
+    python -m stages.generate --model outputs/models/baseline --input texts.txt --output outputs.jsonl
+    cat texts.txt | python -m stages.generate --model dense --num-beams 4
+
+In: a checkpoint (a folder, or the key of a level), and texts, one a line: given by --text (any number of
+times), from a file, or from standard input.
+Out: one object a text, {"input": …, "output": …}; a blank line gives a blank output, so line n of the output
+belongs to line n of the input. Texts are generated in batches and written as they are done; a file given
+by --output appears when all is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from stages import layout
+from stages.errors import UserError, command
+from stages.files import replacing
+
+SAMPLING = ("temperature", "top_k", "top_p")
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Generate as the command line says."""
+    args = _parser().parse_args(arguments)
+    options = _options(args)
+    folder = _folder(args.model)
+    texts, total = _texts(args)
+    if args.output:
+        _check_output(args.output)
+
+    # Mistakes above show without the seconds that these imports take.
+    from transformers.utils import logging
+
+    from stages.evaluation.generation import stream
+    from stages.models import checkpoint
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    generator = checkpoint.load(folder)
+    limit = generator.max_target_tokens
+    if args.max_new_tokens and args.max_new_tokens > limit:
+        raise UserError(f"--max-new-tokens {args.max_new_tokens}: {folder} was trained to write at most {limit}")
+    with _progress(total, shown=bool(args.output) or not sys.stdout.isatty()) as done:
+        results = stream(generator, texts, batch_size=args.batch_size, seed=args.seed, options=options, done=done)
+        if args.output:
+            with replacing(args.output) as partial, partial.open("wb") as handle:
+                _write(results, handle)
+        else:
+            _write(results, sys.stdout.buffer)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.generate", description="Generate from a checkpoint to JSON Lines."
+    )
+    parser.add_argument("--model", required=True, help="checkpoint folder, or baseline, dense, magnitude-0.5, …")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--input", type=Path, help="UTF-8 file with a text a line (default: standard input)")
+    given.add_argument("--text", action="append", help="a text; may be repeated")
+    parser.add_argument("--output", type=Path, help="JSON Lines file (default: standard output)")
+    parser.add_argument("--batch-size", type=_whole(1), default=100, help="texts at a time (default: 100)")
+    parser.add_argument("--seed", type=_whole(0), default=0, help="of sampling (default: 0)")
+    group = parser.add_argument_group("decoding (default: the checkpoint's generation config)")
+    group.add_argument("--num-beams", type=_whole(1), help="1: greedy; more: beam search")
+    group.add_argument("--length-penalty", type=float, help="of beam search; above 1 favours longer outputs")
+    group.add_argument("--repetition-penalty", type=_positive, help="1: off")
+    group.add_argument("--max-new-tokens", type=_whole(1), help="cut outputs shorter than the model's own limit")
+    group.add_argument("--do-sample", action="store_true", default=None, help="draw tokens instead of the likeliest")
+    group.add_argument("--temperature", type=_positive, help="of sampling")
+    group.add_argument("--top-k", type=_whole(0), help="of sampling; 0: off")
+    group.add_argument("--top-p", type=_share, help="of sampling; 1: off")
+    return parser
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The decoding flags that were given, as arguments of `model.generate`."""
+    names = ("num_beams", "length_penalty", "repetition_penalty", "max_new_tokens", "do_sample", *SAMPLING)
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    for name in SAMPLING:
+        if name in options and not args.do_sample:
+            raise UserError(f"--{name.replace('_', '-')} is of sampling: add --do-sample")
+    return options
+
+
+def _folder(model: str) -> Path:
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if len(folder.parts) == 1 and (known := layout.model_folder(model)).is_dir():
+        return known
+    levels = sorted(p.name for p in layout.MODELS.glob("finetuned/*") if p.is_dir())
+    levels = [layout.BASELINE] * (layout.MODELS / layout.BASELINE).is_dir() + levels
+    have = f"one of {', '.join(levels)}" if levels else "a level that `dvc repro` or `dvc pull` has made"
+    raise UserError(f"--model {model}: no such checkpoint; give a folder, or {have}")
+
+
+def _texts(args: argparse.Namespace) -> tuple[Iterable[str], int | None]:
+    """Texts, and how many there are where that can be known."""
+    if args.text:
+        for text in args.text:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise UserError("--text is not valid UTF-8") from None
+        return args.text, len(args.text)
+    if args.input is None:
+        if sys.stdin.isatty():
+            print("reading texts from the keyboard, one a line; Ctrl-D ends them", file=sys.stderr)
+        return _lines(sys.stdin.buffer, "standard input"), None
+    try:
+        handle = args.input.open("rb")
+    except OSError as error:
+        raise UserError(f"cannot read {args.input}: {error.strerror}") from None
+    return _lines(handle, str(args.input)), _count_lines(handle) if handle.seekable() else None
+
+
+def _lines(handle: BinaryIO, name: str) -> Iterator[str]:
+    with handle:
+        for number, line in enumerate(handle, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise UserError(f"{name}, line {number} is not UTF-8: convert it, perhaps with iconv") from None
+            yield text.rstrip("\r\n")
+
+
+def _count_lines(handle: BinaryIO) -> int:
+    count, last = 0, b"\n"
+    while block := handle.read(2**20):
+        count += block.count(b"\n")
+        last = block[-1:]
+    handle.seek(0)
+    return count + (last != b"\n")
+
+
+def _check_output(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise UserError(f"--output {path} is not a file; leave --output away to write to standard output")
+
+
+def _write(results: Iterable[tuple[str, str]], handle: BinaryIO) -> None:
+    for text, output in results:
+        record = json.dumps({"input": text, "output": output}, ensure_ascii=False)
+        handle.write(record.encode() + b"\n")
+        handle.flush()
+
+
+@contextmanager
+def _progress(total: int | None, shown: bool) -> Iterator[Callable[[int], object]]:
+    """Yield what to call with a number of texts done; it moves a bar if standard error is a terminal."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("texts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("texts", total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _whole(low: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}")
+        return value
+
+    parse.__name__ = "whole number"  # argparse names it where a word stands for a number
+    return parse
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
+    return value
+
+
+if __name__ == "__main__":
+    main()
