@@ -28,7 +28,7 @@ def replacing(target: Path | str) -> Iterator[Path]:
         yield partial
         if target.is_dir() or partial.is_dir():
             _remove(target)
-        os.replace(partial, target)
+        partial.replace(target)
     finally:
         _remove(partial)
 

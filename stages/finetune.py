@@ -12,6 +12,7 @@ Out: outputs/models/finetuned/KEY, a plain transformers folder with masks.safete
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from stages import layout, params
 from stages.errors import command
@@ -22,11 +23,11 @@ from stages.tracking.live import track
 
 
 @command
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stage for one level."""
     parser = argparse.ArgumentParser(description="Fine-tune a level with its sparsity held.")
     parser.add_argument("level", help="method and sparsity, as in magnitude-0.5; or dense, the control")
-    key = parser.parse_args().level
+    key = parser.parse_args(arguments).level
     level = layout.Level("magnitude", 0) if key == layout.DENSE else layout.Level.parse(key)
     settings = params.load("finetune", "prune", "runtime", "tracking")
     params.check_method(level.method)
@@ -62,9 +63,7 @@ def main() -> None:
         seed=seed,
     )
     importance = criterion.find(level.method).importance
-    holder = HoldMasks(
-        described.weights, first_masks, plan, lambda: importance(context), settings.prune.scope
-    )
+    holder = HoldMasks(described.weights, first_masks, plan, lambda: importance(context), settings.prune.scope)
 
     with track("finetune", key, settings) as run:
         outcome = train(

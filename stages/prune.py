@@ -11,6 +11,7 @@ Out: outputs/models/pruned/KEY with masks.safetensors (one bit a weight) and, if
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stages import layout, params
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 
 
 @command
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stage for one level."""
     parser = argparse.ArgumentParser(description="Choose which weights of the baseline a level sets to zero.")
     parser.add_argument("level", help="method and sparsity, as in magnitude-0.5")
-    level = layout.Level.parse(parser.parse_args().level)
+    level = layout.Level.parse(parser.parse_args(arguments).level)
     settings = params.load("prune", "train", "runtime", "tracking")
     params.check_method(level.method)
     prepare(settings.runtime)
@@ -94,9 +95,7 @@ def _penalise(
 
     assert chosen.shrink is not None
     penalty = getattr(settings.prune, method)
-    optimization = settings.train.model_copy(
-        update={"epochs": penalty.epochs, "learning_rate": penalty.learning_rate}
-    )
+    optimization = settings.train.model_copy(update={"epochs": penalty.epochs, "learning_rate": penalty.learning_rate})
     name = digest(
         layout.model_folder(layout.BASELINE),
         layout.DATA / "train.parquet",

@@ -42,9 +42,10 @@ def describe(model: nn.Module) -> Anatomy:
     seen: set[int] = set()
     for blocks_name, blocks in _repeated_blocks(model):
         for name, module in blocks.named_modules(prefix=blocks_name):
-            if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in seen:
-                seen.add(id(module.weight))
-                weights[f"{name}.weight"] = module.weight
+            weight = module.weight if isinstance(module, nn.Linear | Conv1D) else None
+            if isinstance(weight, nn.Parameter) and id(weight) not in seen:
+                seen.add(id(weight))
+                weights[f"{name}.weight"] = weight
     if not weights:
         raise UserError(f"found no layers to prune in a {type(model).__name__}: its architecture is not supported")
     return Anatomy(weights, parameters=sum(p.numel() for p in model.parameters()))

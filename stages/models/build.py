@@ -59,9 +59,7 @@ def _encoder_decoder(model: Model, tokenizer: Any) -> Any:
     encoder_config = _side_config(model.encoder, tokenizer, is_decoder=False)
     decoder_config = _side_config(model.decoder, tokenizer, is_decoder=True)
     if model.encoder.checkpoint:
-        encoder = load_model(
-            model.encoder.checkpoint, AutoModel, config=encoder_config, new_weights=NEW_IN_ENCODER
-        )
+        encoder = load_model(model.encoder.checkpoint, AutoModel, config=encoder_config, new_weights=NEW_IN_ENCODER)
     else:
         encoder = AutoModel.from_config(encoder_config)
     if model.decoder.checkpoint:

@@ -66,9 +66,7 @@ class Generator:
         labels = self._target_ids(targets)
         if self.kind != "causal":
             return [{"input_ids": i, "labels": t} for i, t in zip(inputs, labels, strict=True)]
-        return [
-            {"input_ids": i + t, "labels": [IGNORED] * len(i) + t} for i, t in zip(inputs, labels, strict=True)
-        ]
+        return [{"input_ids": i + t, "labels": [IGNORED] * len(i) + t} for i, t in zip(inputs, labels, strict=True)]
 
     def collate(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
         """Pad examples on the right to a batch: `input_ids`, `attention_mask`, `labels`, each [batch, length]."""
@@ -111,9 +109,9 @@ class Generator:
         if not texts:
             return []
         key = "text_target" if as_target else "text"
-        return self.tokenizer(
-            **{key: list(texts)}, truncation=True, max_length=limit, add_special_tokens=special
-        )["input_ids"]
+        return self.tokenizer(**{key: list(texts)}, truncation=True, max_length=limit, add_special_tokens=special)[
+            "input_ids"
+        ]
 
     def _pad(self, sequences: list[list[int]], side: str) -> dict[str, Tensor]:
         longest = max(len(ids) for ids in sequences)

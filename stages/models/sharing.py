@@ -40,6 +40,5 @@ def unshared_state(model: nn.Module) -> dict[str, Tensor] | None:
     if not getattr(model.config, "share_weights", False):
         return None
     return {
-        name: tensor.clone() if name.startswith("decoder.") else tensor
-        for name, tensor in model.state_dict().items()
+        name: tensor.clone() if name.startswith("decoder.") else tensor for name, tensor in model.state_dict().items()
     }

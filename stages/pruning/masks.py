@@ -41,9 +41,7 @@ def select(importance: Mapping[str, Tensor], sparsity: float, scope: Literal["gl
         return {name: _keep(score.flatten(), sparsity, name).view_as(score) for name, score in importance.items()}
     flat = torch.cat([score.flatten() for score in importance.values()])
     kept = _keep(flat, sparsity, "the model").split([score.numel() for score in importance.values()])
-    return {
-        name: part.view_as(score) for (name, score), part in zip(importance.items(), kept, strict=True)
-    }
+    return {name: part.view_as(score) for (name, score), part in zip(importance.items(), kept, strict=True)}
 
 
 def _keep(scores: Tensor, sparsity: float, name: str) -> Tensor:
@@ -91,9 +89,7 @@ def sparsity(masks: Mapping[str, Tensor]) -> float:
 
 def save(masks: Mapping[str, Tensor], path: Path) -> None:
     """Write masks, one bit a weight, rows of 8 packed most significant bit first; shapes in the metadata."""
-    packed = {
-        name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in masks.items()
-    }
+    packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in masks.items()}
     shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
     with replacing(path) as partial:
         save_file(packed, partial, metadata={"shapes": shapes})

@@ -11,7 +11,6 @@ from stages.params import Calibration
 from stages.pruning.criterion import Batches
 
 
-
 def sample(
     generator: Generator, sources: Sequence[str], targets: Sequence[str], calibration: Calibration, seed: int
 ) -> Batches:

@@ -67,8 +67,51 @@ def train(
     Raises:
         UserError: the loss is not finite.
     """
-    total = total_steps(len(examples), optimization)
-    arguments = TrainingArguments(
+    arguments = _arguments(total_steps(len(examples), optimization), optimization, runtime, scratch, keep_best)
+    stops = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
+    config_before = dict(vars(generator.model.config))
+    progress = ShowProgress()
+    trainer = Trainer(
+        model=generator.model,
+        args=arguments,
+        train_dataset=_dataset(examples),
+        eval_dataset=_dataset(validation),
+        data_collator=_collator(generator, optimization.label_smoothing),
+        callbacks=[*callbacks, *stops, _StopOnDivergence(), progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    # EncoderDecoderModel takes any keyword and ignores the token count the Trainer would have it divide by, so
+    # that accumulated gradients were summed; without it the Trainer averages them over the steps.
+    trainer.model_accepts_loss_kwargs = False
+    try:
+        trainer.train()
+    finally:
+        progress.close()
+    vars(generator.model.config).update(config_before)
+    if "use_cache" not in config_before:  # the Trainer turns the decoding cache off
+        vars(generator.model.config).pop("use_cache", None)
+    generator.model.eval()
+    final = _final_loss(trainer, keep_best)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return Outcome(
+        steps=trainer.state.global_step,
+        epochs=float(trainer.state.epoch or 0),
+        validation_loss=final,
+        curve=_curve(trainer.state.log_history),
+    )
+
+
+def total_steps(examples: int, optimization: Optimization) -> int:
+    """Optimizer steps of one process that `optimization.epochs` over so many examples take."""
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    batch = optimization.batch_size * optimization.gradient_accumulation * world
+    return max(1, math.ceil(optimization.epochs * math.ceil(examples / batch)))
+
+
+def _arguments(
+    total: int, optimization: Optimization, runtime: Runtime, scratch: Path, keep_best: bool
+) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(scratch),
         per_device_train_batch_size=optimization.batch_size,
         per_device_eval_batch_size=2 * optimization.batch_size,
@@ -99,39 +142,6 @@ def train(
         report_to="none",
         disable_tqdm=True,
     )
-    stops = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
-    progress = ShowProgress()
-    trainer = Trainer(
-        model=generator.model,
-        args=arguments,
-        train_dataset=_dataset(examples),
-        eval_dataset=_dataset(validation),
-        data_collator=_collator(generator, optimization.label_smoothing),
-        callbacks=[*callbacks, *stops, _StopOnDivergence(), progress],
-    )
-    trainer.remove_callback(PrinterCallback)
-    use_cache = generator.model.config.use_cache
-    try:
-        trainer.train()
-    finally:
-        progress.close()
-    generator.model.config.use_cache = use_cache  # the Trainer turns the decoding cache off
-    generator.model.eval()
-    final = _final_loss(trainer, keep_best)
-    shutil.rmtree(scratch, ignore_errors=True)
-    return Outcome(
-        steps=trainer.state.global_step,
-        epochs=float(trainer.state.epoch or 0),
-        validation_loss=final,
-        curve=_curve(trainer.state.log_history),
-    )
-
-
-def total_steps(examples: int, optimization: Optimization) -> int:
-    """Optimizer steps of one process that `optimization.epochs` over so many examples take."""
-    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    batch = optimization.batch_size * optimization.gradient_accumulation * world
-    return max(1, math.ceil(optimization.epochs * math.ceil(examples / batch)))
 
 
 def _dataset(examples: Examples) -> Dataset:

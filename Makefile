@@ -1,0 +1,36 @@
+# make repro | test | ui | clean-environment. Every target sets up .venv first, if it is not there or out of date.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: repro test lint ui clean-environment
+
+repro: $(VENV)/installed  ## the whole pipeline: what changed runs, the rest is kept
+	dvc repro
+	@python -m stages.compare --show
+
+test: $(VENV)/installed lint  ## lint, types, unit tests and one run of the real pipeline on small data
+	python -m pytest
+
+lint: $(VENV)/installed
+	ruff check .
+	ruff format --check .
+	mypy
+
+ui: $(VENV)/installed  ## bring MLflow up to date with dvc.lock and serve it on loopback
+	python -m stages.sync
+	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000}
+
+clean-environment:
+	rm -rf $(VENV)
+
+# constraints.txt pins every package; torch first and by exact version, since a range may take a build for
+# another device that is gigabytes larger.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,warmstart]'
+	touch $@

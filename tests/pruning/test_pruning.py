@@ -1,0 +1,194 @@
+"""Selection against torch's pruner, criteria by hand, masks on disk, schedules."""
+
+from __future__ import annotations
+
+import types
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import prune as oracle
+
+from stages import params
+from stages.errors import UserError
+from stages.pruning import changes, criterion, masks, schedules
+
+
+def two_layers(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
+
+
+def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.ndim == 2}
+
+
+@pytest.mark.parametrize("sparsity", [0, 0.1, 0.5, 0.77, 0.99])
+def test_global_magnitude_equals_torch(sparsity):
+    model = two_layers()
+    scores = {name: w.detach().abs() for name, w in weights_of(model).items()}
+    ours = masks.select(scores, sparsity, "global")
+    oracle.global_unstructured(
+        [(model[0], "weight"), (model[1], "weight")], pruning_method=oracle.L1Unstructured, amount=round(sparsity * 50)
+    )
+    assert torch.equal(ours["0.weight"], model[0].weight_mask.bool())
+    assert torch.equal(ours["1.weight"], model[1].weight_mask.bool())
+
+
+def test_layer_scope_equals_torch_per_tensor():
+    model = two_layers(1)
+    ours = masks.select({n: w.detach().abs() for n, w in weights_of(model).items()}, 0.4, "layer")
+    for i, layer in enumerate(model):
+        oracle.l1_unstructured(layer, "weight", amount=round(0.4 * layer.weight.numel()))
+        assert torch.equal(ours[f"{i}.weight"], layer.weight_mask.bool())
+
+
+@given(
+    values=st.lists(st.integers(0, 3), min_size=1, max_size=60),
+    sparsity=st.floats(0, 1, exclude_max=True),
+    split=st.integers(1, 5),
+)
+def test_count_is_exact_even_when_all_tie_and_sparser_masks_nest(values, sparsity, split):
+    scores = {str(i): part for i, part in enumerate(torch.tensor(values, dtype=torch.float32).chunk(split))}
+    chosen = masks.select(scores, sparsity, "global")
+    assert sum(int((~m).sum()) for m in chosen.values()) == round(sparsity * len(values))
+    denser = masks.select(scores, sparsity / 2, "global")
+    assert all(bool((denser[name] | ~chosen[name]).all()) for name in chosen)
+
+
+def test_ties_go_in_model_order():
+    chosen = masks.select({"a": torch.ones(2, 2), "b": torch.ones(1, 2)}, 0.5, "global")
+    assert chosen["a"].tolist() == [[False, False], [False, True]] and bool(chosen["b"].all())
+
+
+def test_nan_scores_are_refused():
+    with pytest.raises(UserError, match="not numbers"):
+        masks.select({"a": torch.tensor([1.0, float("nan")])}, 0.5, "layer")
+
+
+class Quadratic(nn.Module):
+    """loss = mean over the batch of (w . x)^2 / 2, whose gradient is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[1.0, -2.0, 0.5]]))
+
+    def forward(self, x: torch.Tensor) -> types.SimpleNamespace:
+        return types.SimpleNamespace(loss=((x @ self.weight.T) ** 2).mean() / 2)
+
+
+def score(method: str, seed: int = 0) -> torch.Tensor:
+    model = Quadratic().train()
+    batches = [{"x": torch.tensor([[1.0, 1.0, 0.0]])}, {"x": torch.tensor([[2.0, 0.0, 4.0]])}]
+    context = criterion.Context(model, dict(model.named_parameters()), lambda: batches, seed)
+    result = criterion.find(method).importance(context)["weight"]
+    assert model.training and model.weight.grad is None
+    return result
+
+
+def test_criteria_by_hand():
+    # w.x = -1 on the first batch, 4 on the second: gradients (-1, -1, 0) and (8, 0, 16).
+    torch.testing.assert_close(score("magnitude"), torch.tensor([[1.0, 2.0, 0.5]]))
+    torch.testing.assert_close(score("gradient"), torch.tensor([[4.5, 0.5, 8.0]]))
+    # |w*g| per batch, then the mean: taken of the mean gradient, the first would be 3.5.
+    torch.testing.assert_close(score("taylor"), torch.tensor([[4.5, 1.0, 4.0]]))
+    assert torch.equal(score("random", 3), score("random", 3))
+    assert not torch.equal(score("random", 3), score("random", 4))
+
+
+def test_gradient_criteria_refuse_no_batches_and_divergence():
+    model = Quadratic()
+    weights = dict(model.named_parameters())
+    with pytest.raises(UserError, match="no calibration"):
+        criterion.find("gradient").importance(criterion.Context(model, weights, list, 0))
+    bad = [{"x": torch.tensor([[float("inf"), 1.0, 1.0]])}]
+    with pytest.raises(UserError, match="not finite"):
+        criterion.find("taylor").importance(criterion.Context(model, weights, lambda: bad, 0))
+
+
+def test_penalties_by_hand():
+    l1, l2 = criterion.find("l1").shrink, criterion.find("l2").shrink
+    assert l1 and l2
+    weight = torch.tensor([0.3, -0.3, 0.05, -0.05, 0.1])
+    l1(weight, 0.5, 0.2)
+    torch.testing.assert_close(weight, torch.tensor([0.2, -0.2, 0.0, 0.0, 0.0]))
+    weight = torch.tensor([0.3, -0.1])
+    l2(weight, 0.5, 0.2)
+    torch.testing.assert_close(weight, torch.tensor([0.27, -0.09]))
+    l2(weight, 1.0, 5.0)
+    assert weight.count_nonzero() == 0
+
+
+def test_every_method_has_a_criterion_and_knobs():
+    for name in get_args(params.Method):
+        assert criterion.find(name).importance
+        assert name in params.Prune.model_fields
+
+
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), seed=st.integers(0, 99))
+def test_masks_round_trip_at_one_bit_a_weight(rows, columns, seed, tmp_path_factory):
+    path = tmp_path_factory.mktemp("masks") / masks.MASKS_FILE
+    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) > 0.5
+    masks.save({"a.weight": mask, "b": ~mask}, path)
+    loaded = masks.load(path)
+    assert torch.equal(loaded["a.weight"], mask) and torch.equal(loaded["b"], ~mask)
+
+
+def test_mask_file_is_small(tmp_path):
+    masks.save({"w": torch.rand(512, 512) > 0.5}, tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").stat().st_size < 512 * 512 / 8 + 300
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-1]), lambda p: p.write_bytes(b"")]
+)
+def test_bad_mask_files_end_in_one_clear_line(spoil, tmp_path):
+    path = tmp_path / masks.MASKS_FILE
+    masks.save({"w": torch.rand(5, 5) > 0.5}, path)
+    spoil(path)
+    with pytest.raises(UserError, match=r"is missing|is damaged"):
+        masks.load(path)
+
+
+def test_masks_of_another_model_are_refused(tmp_path):
+    with pytest.raises(UserError, match="not of this model"):
+        masks.check_fits({"w": torch.ones(2, 2)}, {"w": nn.Parameter(torch.ones(2, 3))}, tmp_path)
+
+
+def test_apply_zeroes_nan_and_check_held_counts():
+    weight = torch.tensor([[float("nan"), 1.0]])
+    mask = {"w": torch.tensor([[False, True]])}
+    with pytest.raises(RuntimeError, match="1 masked weights of w"):
+        masks.check_held({"w": weight}, mask)
+    masks.apply({"w": weight}, mask)
+    assert weight.tolist() == [[0.0, 1.0]]
+
+
+def test_changed_weights_round_trip(tmp_path):
+    model, other = two_layers(1), two_layers(2)
+    changes.save(model, tmp_path / "w.safetensors")
+    changes.load(other, tmp_path / "w.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    changes.load(other, tmp_path / "none", missing_ok=True)
+    with pytest.raises(UserError, match="missing"):
+        changes.load(other, tmp_path / "none")
+    with pytest.raises(UserError, match="another model"):
+        changes.load(nn.Linear(2, 2), tmp_path / "w.safetensors")
+
+
+def test_schedules(settings):
+    def plan(total: int, **finetune: object) -> dict[int, float]:
+        return schedules.plan(settings(finetune=finetune).finetune, 0.8, total)
+
+    assert plan(100, schedule="one_shot") == {}
+    assert plan(90, schedule="rounds", rounds=3) == pytest.approx({0: 0.8 / 3, 30: 1.6 / 3, 60: 0.8})
+    # 1 - (1 - 20/60)^3 = 19/27 and 1 - (1 - 40/60)^3 = 26/27 of the target.
+    cubic = plan(100, schedule="cubic", ramp=0.6, refresh_steps=20)
+    assert cubic == pytest.approx({20: 0.8 * 19 / 27, 40: 0.8 * 26 / 27, 60: 0.8})
+    assert cubic[60] == 0.8
+    # However few the steps, the target is reached before the last one.
+    assert plan(1, schedule="cubic", ramp=1.0) == {0: 0.8}
+    assert plan(2, schedule="rounds", rounds=5)[1] == 0.8

@@ -1,0 +1,79 @@
+"""Outputs are replaced whole or not at all; errors end in one line."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from stages.errors import UserError, command
+from stages.files import digest, read_json, replacing, write_json
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    write_json(tmp_path / "a" / "m.json", {"é": 1})
+    with pytest.raises(OSError, match="full"), replacing(tmp_path / "a" / "m.json") as partial:
+        partial.write_text("half")
+        raise OSError("disk full")
+    assert read_json(tmp_path / "a" / "m.json") == {"é": 1}
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["m.json"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    for text in ("one", "two"):
+        with replacing(tmp_path / "out") as partial:
+            partial.mkdir()
+            (partial / text).write_text(text)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["two"]
+
+
+def test_digest_depends_on_content_and_names(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("1")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "a", "")
+    (tmp_path / "b" / "x").rename(tmp_path / "b" / "y")
+    assert digest(tmp_path / "a") != digest(tmp_path / "b")
+
+
+def test_json_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match="is missing"):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_json(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (UserError("file x: do y"), 1, "error: file x: do y\n"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "big.bin"), 1, "cannot write big.bin: No space left"),
+    ],
+)
+def test_commands_end_in_one_line(error, status, message, capsys):
+    @command
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == status
+    assert message in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback():
+    @command
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def test_no_machine_path_in_the_tree():
+    root = Path(__file__).parents[1]
+    for file in [*root.glob("stages/**/*.py"), *root.glob("docs/*.md"), *root.glob("*.y*ml"), root / "Makefile"]:
+        assert str(root) not in file.read_text(encoding="utf-8"), file

@@ -1,0 +1,101 @@
+"""params.yaml: the shipped one is valid, and every kind of mistake is one line that names the key."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from stages import params
+from stages.errors import UserError
+from stages.layout import Level
+
+
+def test_the_shipped_params_are_valid_and_commented():
+    assert params.load("sweep", path=ROOT / "params.yaml").sweep.levels
+    for line in (ROOT / "params.yaml").read_text().splitlines():
+        if re.match(r"  +[a-z_0-9]+: \S", line):
+            assert "  # " in line or "{" in line, f"{line.strip()} says nothing"
+
+
+def test_only_named_sections_are_given(tmp_path):
+    loaded = params.load("data", path=ROOT / "params.yaml")
+    assert loaded.data.source == "act"
+    with pytest.raises(AttributeError):
+        _ = loaded.train
+
+
+def set_at(values: dict, key: str, value: object) -> dict:
+    values = copy.deepcopy(values)
+    *parents, last = key.split(".")
+    inner = values
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.epoch", 3, "train.epoch is not a known key"),
+        ("train.epochs", "three", "train.epochs: input should be a valid number, not 'three'"),
+        ("train.epochs", 0, "train.epochs: input should be greater than 0"),
+        ("sweep.sparsity", [0.5, 1.0], "sweep.sparsity.1: input should be less than 1, not 1.0"),
+        ("sweep.sparsity", [-0.1], "sweep.sparsity.0: input should be greater than or equal to 0"),
+        ("sweep.sparsity", [float("nan")], "sweep.sparsity.0"),
+        ("sweep.sparsity", [], "sweep.sparsity"),
+        ("sweep.sparsity", [0.5, 0.5], "names an item twice"),
+        ("sweep.method", ["magnitud"], "sweep.method.0: input should be 'magnitude', "),
+        ("prune.scope", "row", "prune.scope: input should be 'global' or 'layer', not 'row'"),
+        ("data.placeholder", "([", "data.placeholder: is not a regular expression"),
+        ("data.target", "act", "source and target name the same column"),
+        ("clean.split.train", 0.9, "must be 1"),
+        ("model.kind", "causal", "needs either checkpoint or architecture"),
+        ("model.checkpoint", "x", "takes encoder and decoder"),
+        ("search.low", 0.99, "low must be below high"),
+        ("evaluate", None, "evaluate"),
+        ("runtime.seed", True, "runtime.seed"),
+    ],
+)
+def test_mistakes_name_the_key(key, value, message, default_values):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        params.validate(set_at(default_values, key, value), "params.yaml")
+    assert "\n" not in str(caught.value) and key.split(".")[0] in str(caught.value)
+
+
+def test_a_missing_key_is_named(default_values):
+    values = copy.deepcopy(default_values)
+    del values["train"]["epochs"], values["sweep"]
+    with pytest.raises(UserError, match=r"train\.epochs is missing; sweep is missing"):
+        params.validate(values, "params.yaml")
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "a: [", "\0", "just text"])
+def test_files_that_are_no_params(content, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"params\.yaml"):
+        params.load("data", path=path)
+    with pytest.raises(UserError, match="is missing"):
+        params.load("data", path=Path("nowhere.yaml"))
+
+
+def test_exponents_are_numbers(tmp_path):
+    text = (ROOT / "params.yaml").read_text().replace("learning_rate: 0.002", "learning_rate: 2e-3")
+    (tmp_path / "params.yaml").write_text(text)
+    assert params.load("train", path=tmp_path / "params.yaml").train.learning_rate == 0.002
+
+
+@pytest.mark.parametrize(("key", "level"), [("magnitude-0.5", ("magnitude", 0.5)), ("l1-0", ("l1", 0))])
+def test_level_keys_round_trip(key, level):
+    assert Level.parse(key) == Level(*level) and Level(*level).key == key
+
+
+@pytest.mark.parametrize("key", ["magnitude", "magnitude-1", "magnitude-1.5", "-0.5", "magnitude-nan", "magnitude-x"])
+def test_keys_that_are_no_level(key):
+    with pytest.raises(UserError, match="is no level"):
+        Level.parse(key)
