@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,19 +61,18 @@ def read_entries(levels: Sequence[Level]) -> list[Entry]:
     methods |= {level.key: level.method for level in levels}
     entries = []
     for key, method in methods.items():
-        file = layout.metrics_file("evaluate", key)
-        figures = read_json(file)
         needed = ["sparsity", "nonzero_parameters", "compressed_bytes"]
         for name in ("bleu", "chrf", "rougeL"):
             needed += [name, f"{name}_low", f"{name}_high", f"validation_{name}"]
-            needed += [] if key == layout.DENSE else [f"{name}_delta", f"{name}_p"]
-        if missing := [name for name in needed if name not in figures]:
-            raise UserError(f"{file} lacks {missing[0]}: run `dvc repro evaluate`")
+            if key != layout.DENSE:
+                needed += [f"{name}_delta", f"{name}_delta_low", f"{name}_delta_high", f"{name}_p"]
+        figures = _read_figures(layout.metrics_file("evaluate", key), needed)
         if method not in (layout.DENSE, layout.BASELINE):
             # What pruning alone leaves, before the weights are tuned again.
-            pruned = read_json(layout.metrics_file("prune", key))
+            pruned = _read_figures(layout.metrics_file("prune", key), ["validation_loss"])
             figures["validation_loss_pruned"] = pruned["validation_loss"]
-        entries.append(Entry(key, method, figures, read_json(layout.BENCHMARK / f"{key}.json")))
+        speed = _read_figures(layout.BENCHMARK / f"{key}.json", ["latency_ratio"])
+        entries.append(Entry(key, method, figures, speed))
     return entries
 
 
@@ -182,6 +179,14 @@ def loss_table(keys: Iterable[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def samples_keys(entries: Sequence[Entry], choice: Choice) -> list[str]:
+    """Levels of the chosen method, sparser last; without a choice, of the method best on validation."""
+    name = f"validation_{choice.metric}"
+    levels = sorted((entry for entry in entries if entry.is_level), key=lambda entry: entry.sparsity)
+    method = (choice.entry or max(levels, key=lambda entry: entry.figures[name])).method
+    return [entry.key for entry in levels if entry.method == method]
+
+
 def summary(entries: Sequence[Entry], choice: Choice) -> dict[str, float]:
     """Flat figures of the control and of the chosen level; without one, none of the latter."""
     result: dict[str, float] = {"levels": sum(entry.is_level for entry in entries)}
@@ -274,44 +279,6 @@ def percent(share: float) -> str:
     return f"{round(100 * share, 2):g} %"
 
 
-def samples_page(
-    sources: Sequence[str],
-    references: Sequence[Sequence[str]],
-    outputs: Mapping[str, Sequence[str]],
-    difficulty: Sequence[float],
-    count: int,
-) -> str:
-    """Outputs side by side as a Markdown page, from inputs the control finds easy to ones it finds hard.
-
-    Args:
-        sources: test inputs.
-        references: of each input.
-        outputs: an output for each input, by key.
-        difficulty: sentence score of the control for each input; the lower, the harder.
-        count: inputs to show.
-    """
-    lines = [
-        "# Sample outputs",
-        "",
-        f"{min(count, len(sources))} of {len(sources)} test inputs, evenly spaced from those the dense control "
-        "does best to those it does worst (ROUGE-L of its output in brackets).",
-    ]
-    for place, i in enumerate(spread(difficulty, count), start=1):
-        lines += ["", f"## {place}. {_escape(sources[i])} ({difficulty[i]:.0f})", "", "| | text |", "|:--|:--|"]
-        also = f" (1 of {len(references[i])})" if len(references[i]) > 1 else ""
-        lines.append(f"| reference{also} | {_escape(references[i][0])} |")
-        lines += [f"| {key} | {_escape(texts[i]) or '*(empty)*'} |" for key, texts in outputs.items()]
-    return "\n".join([*lines, ""])
-
-
-def spread(scores: Sequence[float], count: int) -> list[int]:
-    """Indices of `count` items evenly spaced over the ranking from the highest score to the lowest."""
-    ranking = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
-    if len(ranking) <= count:
-        return ranking
-    return [ranking[math.floor((i + 0.5) * len(ranking) / count)] for i in range(count)]
-
-
 def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
     """Rows of a CSV file.
 
@@ -336,5 +303,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _escape(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))
+def _read_figures(path: Path, needed: Iterable[str]) -> dict[str, float]:
+    figures = read_json(path)
+    if missing := [name for name in needed if name not in figures]:
+        raise UserError(f"{path} lacks {missing[0]}: run `dvc repro`")
+    return figures

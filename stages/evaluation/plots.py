@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from stages.evaluation.comparison import NAMES, Choice, Entry, Figures
+from stages.evaluation.comparison import NAMES, Choice, Entry, Figures, percent
 from stages.files import replacing
 
 STYLES = (
@@ -51,19 +52,18 @@ def draw_quality(
     """
     metric = choice.metric
     levels = [entry for entry in entries if entry.is_level]
-    methods = list(dict.fromkeys(entry.method for entry in levels))
+    offsets = _offsets(levels)
     with _figure(10.5, 4.6) as figure:
         left, right = figure.subplots(1, 2)
         for axes, score in ((left, metric), (right, f"{metric}_delta")):
-            _curves(axes, levels, methods, score)
+            _curves(axes, levels, offsets, score)
             axes.set_xlabel("sparsity (share of eligible weights set to zero)")
-            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-            axes.set_xticks(sorted({entry.sparsity for entry in levels}))
+            _sparsity_ticks(axes, levels)
             axes.grid(axis="y", color="0.9", linewidth=0.7)
             axes.set_axisbelow(True)
             if choice.entry is not None:
-                at = (choice.entry.sparsity, choice.entry.figures[score])
-                axes.plot(*at, "o", markersize=15, markerfacecolor="none", markeredgecolor="black", zorder=4)
+                at = choice.entry.sparsity + offsets[choice.entry.method]
+                axes.plot(at, choice.entry.figures[score], "o", ms=15, mfc="none", mec="black", zorder=4)
         _score_lines(left, entries[0].figures, references, metric)
         left.set_ylim(bottom=0)
         left.set_ylabel(f"{NAMES[metric]} on test")
@@ -106,23 +106,39 @@ def draw_layers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.spines[:].set_visible(False)
         axes.set_title("Sparsity of each weight matrix", loc="left", fontweight="bold")
         bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 6 / height), aspect=25, format=PercentFormatter(1))
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         _save(figure, path)
 
 
-def _curves(axes: Axes, levels: Sequence[Entry], methods: Sequence[str], score: str) -> None:
-    """One line a method, with error bars; methods stand a little apart so that their bars do not overlap."""
+def _offsets(levels: Sequence[Entry]) -> dict[str, float]:
+    """How far beside its sparsity each method is drawn, so that error bars do not cover each other."""
+    methods = list(dict.fromkeys(entry.method for entry in levels))
     sparsities = sorted({entry.sparsity for entry in levels})
-    gap = min((b - a for a, b in zip(sparsities, sparsities[1:], strict=False)), default=0.1)
-    apart = min(0.12 * gap, 0.4 * gap / len(methods))
-    for i, method in enumerate(methods):
+    gap = min((b - a for a, b in pairwise(sparsities)), default=0.1)
+    places = np.linspace(-0.05, 0.05, len(methods)) if len(methods) > 1 else [0.0]
+    return {method: float(gap * place) for method, place in zip(methods, places, strict=True)}
+
+
+def _sparsity_ticks(axes: Axes, levels: Sequence[Entry]) -> None:
+    """A tick at each sparsity where they have the room, else round numbers."""
+    sparsities = sorted({entry.sparsity for entry in levels})
+    gap = min((b - a for a, b in pairwise(sparsities)), default=1.0)
+    if gap >= 0.07 * (sparsities[-1] - sparsities[0]):
+        axes.set_xticks(sparsities, [percent(share) for share in sparsities])
+    else:
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _curves(axes: Axes, levels: Sequence[Entry], offsets: Mapping[str, float], score: str) -> None:
+    """One line a method, with error bars."""
+    for i, (method, offset) in enumerate(offsets.items()):
         color, marker, line = STYLES[i % len(STYLES)]
         points = sorted((entry for entry in levels if entry.method == method), key=lambda entry: entry.sparsity)
         y = np.array([entry.figures[score] for entry in points])
         low = np.array([entry.figures[f"{score}_low"] for entry in points])
         high = np.array([entry.figures[f"{score}_high"] for entry in points])
         axes.errorbar(
-            [entry.sparsity + (i - (len(methods) - 1) / 2) * apart for entry in points],
+            [entry.sparsity + offset for entry in points],
             y,
             # The score of the whole set may lie outside its percentile interval.
             yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)],

@@ -1,0 +1,130 @@
+"""Compare every level with the dense control, and choose the one that meets the target.
+
+    dvc repro compare                         (or: python -m stages.compare)
+
+In:  for dense, baseline and every level of params `sweep`: outputs/metrics/evaluate/KEY.json,
+     outputs/benchmark/KEY.json, outputs/predictions/KEY.parquet; for every level outputs/metrics/prune/KEY.json,
+     outputs/metrics/finetune/KEY.layers.csv; KEY.curve.csv of levels and dense; outputs/metrics/references.json.
+Out: outputs/compare/ (levels.csv, levels.md, quality.csv, layers.csv, losses.csv, quality.png, layers.png,
+     samples.md, chosen.json and, the only one that differs from run to run, speed.csv) and
+     outputs/metrics/compare.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages import layout, params
+from stages.errors import command
+from stages.files import read_json, replacing, write_json
+
+if TYPE_CHECKING:
+    from stages.evaluation.comparison import Choice, Entry
+
+SAMPLES = 12
+TABLE_COLUMNS = 100
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the comparison and print it."""
+    parser = argparse.ArgumentParser(prog="python -m stages.compare", description="Compare all levels.")
+    parser.parse_args(arguments)
+    settings = params.load("data", "sweep", "evaluate", "target")
+    target = settings.target
+
+    from stages.evaluation import comparison
+
+    entries = comparison.read_entries(settings.sweep.levels)
+    references = read_json(layout.metrics_file("references"))
+    choice = comparison.choose(entries, target.metric, target.max_drop)
+    keys = [level.key for level in settings.sweep.levels]
+    layers = comparison.layer_table(keys)
+
+    folder = layout.COMPARE
+    comparison.write_csv(folder / "levels.csv", comparison.quality_table(entries))
+    comparison.write_csv(folder / "speed.csv", comparison.speed_table(entries))
+    comparison.write_csv(folder / "quality.csv", comparison.curve_table(entries))
+    comparison.write_csv(folder / "layers.csv", layers)
+    comparison.write_csv(folder / "losses.csv", comparison.loss_table([layout.DENSE, *keys]))
+    chosen = None if choice.entry is None else choice.entry.key
+    write_json(folder / "chosen.json", {"key": chosen, "why": choice.why})
+    write_json(layout.metrics_file("compare"), comparison.summary(entries, choice))
+
+    from stages.evaluation.plots import draw_layers, draw_quality
+
+    draw_quality(folder / "quality.png", entries, choice, references, target.max_drop, settings.evaluate.confidence)
+    draw_layers(folder / "layers.png", layers)
+    from stages.evaluation.samples import read_signatures, side_by_side
+
+    shown = [layout.DENSE, *comparison.samples_keys(entries, choice)]
+    files = {key: layout.predictions_file(key) for key in shown}
+    _write_text(folder / "samples.md", side_by_side(files, settings.data.language, SAMPLES))
+    signatures = read_signatures(files[layout.DENSE])
+    _write_text(folder / "levels.md", comparison.markdown(entries, choice, references, signatures))
+    _show(entries, choice, references)
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _show(entries: Sequence[Entry], choice: Choice, references: Mapping[str, float]) -> None:
+    """Print the table, the choice, and where to look next."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from stages.evaluation import comparison
+
+    scores = [name for name in comparison.NAMES if name in entries[0].figures]
+    names = {name: comparison.NAMES[name].replace(" ", "\n") for name in scores}
+    headers = ["level", *names.values(), f"Δ\n{comparison.NAMES[choice.metric]}", "p"]
+    headers += ["weights\n≠ 0", "MB", "latency"]
+    table = Table(box=box.SIMPLE_HEAD, title="Levels on the test split", padding=(0, 0, 0, 1))
+    table.title_justify = "left"
+    for header in headers:
+        table.add_column(header, justify="left" if header == "level" else "right", no_wrap=True, vertical="bottom")
+    previous = entries[0].method
+    for entry in entries:
+        if entry.method != previous and entry.is_level:
+            table.add_section()
+        previous = entry.method
+        figures, chosen = entry.figures, entry is choice.entry
+        cells = [f"{'▶ ' if chosen else '  '}{entry.key}"]
+        cells += [
+            comparison.with_interval(figures, name) if name == choice.metric else comparison.number(figures[name], name)
+            for name in scores
+        ]
+        cells += comparison.difference(figures, choice.metric)
+        cells += [f"{figures['nonzero_parameters'] / 1e6:.3g}M", f"{figures['compressed_bytes'] / 1e6:.2f}"]
+        cells += [f"{entry.speed['latency_ratio']:.2f}×"]
+        table.add_row(*cells, style="bold green" if chosen else None)
+    table.add_section()
+    for line in comparison.reference_lines(references):
+        values = ["" if line[name] is None else comparison.number(line[name], name) for name in scores]
+        table.add_row(f"  {line['key']}", *values, *[""] * 5, style="dim")
+    console = Console()
+    # A file or a narrow window gets whole figures all the same.
+    console.width = max(console.width, TABLE_COLUMNS)
+    console.print(table)
+    console.print(f"{'▶ ' if choice.entry else 'No level chosen: '}{choice.why}", highlight=False)
+    console.print(
+        "Δ and p: against dense, paired bootstrap. MB: compressed. Latency: a token, over baseline.", style="dim"
+    )
+    console.print(
+        f"\nPictures  {layout.COMPARE / 'quality.png'}, {layout.COMPARE / 'layers.png'}\n"
+        f"Tables    {layout.COMPARE / 'levels.md'}, {layout.COMPARE / 'levels.csv'}\n"
+        f"Samples   {layout.COMPARE / 'samples.md'}\n"
+        "MLflow    make ui",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    main()
