@@ -164,18 +164,16 @@ def layer_table(keys: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def loss_table(keys: Iterable[str]) -> list[dict[str, Any]]:
-    """Validation loss along fine-tuning of each key: key, step, validation_loss.
+    """Fine-tuning curves of all keys in one: key, step, loss, validation_loss; a cell not measured is empty.
 
     Raises:
         UserError: a curve is missing or is not one.
     """
+    columns = ("step", "loss", "validation_loss")
     rows = []
     for key in keys:
-        file = layout.METRICS / "finetune" / f"{key}.curve.csv"
-        for row in read_csv(file, "step", "validation_loss"):
-            if row["validation_loss"]:
-                loss = float(row["validation_loss"])
-                rows.append({"key": key, "step": int(float(row["step"])), "validation_loss": loss})
+        curve = read_csv(layout.METRICS / "finetune" / f"{key}.curve.csv", *columns)
+        rows += [{"key": key} | {name: row[name] for name in columns} for row in curve]
     return rows
 
 

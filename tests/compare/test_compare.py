@@ -149,9 +149,10 @@ def test_long_tables_for_plots(project: Any, compare: Run) -> None:
     assert len(layers) == 9 * 8
     losses = project.rows("losses.csv")
     assert losses[:2] == [
-        {"key": "dense", "step": "2", "validation_loss": "2.5"},
-        {"key": "dense", "step": "4", "validation_loss": "2.25"},
+        {"key": "dense", "step": "1", "loss": "3.5", "validation_loss": ""},
+        {"key": "dense", "step": "2", "loss": "", "validation_loss": "2.5"},
     ]
+    assert len(losses) == 10 * 3
 
 
 @pytest.mark.parametrize("name", ["quality.png", "layers.png"])
