@@ -7,6 +7,8 @@ from stages import params
 from stages.evaluation import generation
 from stages.evaluation.generation import decoding, generate, generate_batch, stream
 
+pytest_plugins = ["evaluation_fixtures"]
+
 TEXTS = ["bye", "inform ( name , area )", "request ( food )", "  ", "inform ( area )", "你好 ( 名称 )", "a", "bye"]
 GREEDY = {"num_beams": 1, "do_sample": False}
 SAMPLE = {"num_beams": 1, "do_sample": True, "top_k": 0}

@@ -11,6 +11,8 @@ from stages.evaluation.timing import spread, timings
 from stages.models import checkpoint
 from stages.models.anatomy import describe
 
+pytest_plugins = ["evaluation_fixtures"]
+
 SOURCES = ["bye", "inform ( name , area )", "request ( food )", "bye", "inform ( area )"]
 TARGETS = ["Goodbye !", "The #NAME# is in the #AREA# .", "What food ?", "Bye", "It is in the #AREA# . " * 20]
 GREEDY = {"num_beams": 1, "do_sample": False}

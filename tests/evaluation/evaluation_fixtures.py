@@ -1,3 +1,5 @@
+"""Small generators; no conftest, since a second module of that name would hide the shared one."""
+
 from collections.abc import Callable
 
 import pytest
