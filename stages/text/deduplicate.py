@@ -40,19 +40,21 @@ def repeated(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     return found
 
 
-def shingles(pair: Pair) -> set[str]:
-    """Character n-grams of both texts, told apart, without differences in case, width and white space."""
-    found = set()
-    for side, text in zip("st", pair, strict=True):
-        text = comparable(text)
-        found |= {side + text[i : i + NGRAM] for i in range(max(1, len(text) - NGRAM + 1))}
-    return found
+def shingles(text: str) -> set[str]:
+    """Character n-grams of a text, without differences in case, width and white space."""
+    text = comparable(text)
+    return {text[at : at + NGRAM] for at in range(max(1, len(text) - NGRAM + 1))}
 
 
 def jaccard(first: set[str], second: set[str]) -> float:
     """Shared share of two sets: |A and B| / |A or B|."""
     shared = len(first & second)
     return shared / (len(first) + len(second) - shared)
+
+
+def similarity(first: Pair, second: Pair) -> float:
+    """Jaccard similarity of the sources' or the targets' shingles, whichever is less."""
+    return min(jaccard(shingles(one), shingles(other)) for one, other in zip(first, second, strict=True))
 
 
 def near_duplicates(
@@ -67,7 +69,7 @@ def near_duplicates(
     Args:
         batches: pairs with ascending numbers.
         pair_at: the pair of a number already seen.
-        threshold: least Jaccard similarity of the pairs' shingles, in (0, 1].
+        threshold: least `similarity`, in (0, 1].
         workers: processes that compute signatures.
     """
     from datasketch import LeanMinHash, MinHashLSH
@@ -78,9 +80,7 @@ def near_duplicates(
     for numbers, pairs, hashes in ordered_map(_sign, batches, workers):
         for number, pair, values in zip(numbers, pairs, hashes, strict=True):
             signature = LeanMinHash(seed=_SEED, hashvalues=values, scheme=_SCHEME)
-            grams = shingles(pair)
-            similar = (jaccard(grams, shingles(pair_at(other))) for other in index.query(signature))
-            if any(similarity >= threshold for similarity in similar):
+            if any(similarity(pair, pair_at(other)) >= threshold for other in index.query(signature)):
                 found.append(number)
             else:
                 index.insert(number, signature, check_duplication=False)
@@ -95,6 +95,8 @@ def _sign(batch: Numbered) -> tuple[list[int], list[Pair], list[np.ndarray]]:
     hashes = []
     for pair in pairs:
         signature = empty.copy()
-        signature.update_batch(shingle.encode() for shingle in shingles(pair))
+        # Two pairs share at least the least share of either side, so one signature can stand for both.
+        sides = zip("st", pair, strict=True)
+        signature.update_batch((side + shingle).encode() for side, text in sides for shingle in shingles(text))
         hashes.append(signature.hashvalues)
     return numbers, pairs, hashes

@@ -22,7 +22,7 @@ REASONS = {
     "target_language": "taken for another language than clean.language_filter",
     "input_in_other_split": "its input is in a ready-made test or validation split too, and stays there",
     "duplicate": "source and target equal an earlier row's",
-    "near_duplicate": "source and target are as good as an earlier row's",
+    "near_duplicate": "source and target are at least clean.near_duplicates similar to an earlier row's",
 }
 """Every reason that `rejected.parquet` gives, and what it means; the first that applies is given."""
 

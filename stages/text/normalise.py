@@ -14,7 +14,7 @@ from stages.params import Clean
 
 # ftfy's test for mojibake takes longer than everything else here, and can only succeed on a text with one of
 # these: every sign of mojibake it knows lies here. Chinese, Japanese and Korean letters do not.
-_MAY_BE_MOJIBAKE = re.compile("[\x80-\u2fff\ue000-\uffef\ufffd]")
+_MAY_BE_MOJIBAKE = re.compile("[\x80-\u2fff\uf8ff\ufb01\ufb02\ufffd]")
 
 # White space among the control characters (form feed, the separators U+001C to U+001F, U+0085) divides words.
 _DIVIDING_CONTROL = re.compile("[\x0b\x0c\x1c-\x1f\x85]")

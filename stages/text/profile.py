@@ -122,10 +122,10 @@ def _rejected_table(profile: Profile) -> Table:
     from rich.text import Text
 
     table = _table("Rejected", "reason", "rows")
-    table.add_column("for example", no_wrap=True, overflow="ellipsis")
+    table.add_column("for example")
     for reason, (first, *_) in profile["examples"]["rejected"].items():
         # As Text, for a placeholder such as [name] would be taken for markup.
-        example = Text(f"row {first['row']}: {first['source']} → {first['target']}")
+        example = Text(f"row {first['row']}: {first['source']} → {first['target']}", no_wrap=True, overflow="ellipsis")
         table.add_row(reason, f"{profile['reasons'][reason]:,}", example)
     return table
 

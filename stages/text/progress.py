@@ -16,11 +16,17 @@ def counting(what: str) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (
+    console = Console(stderr=True)
+    count = TextColumn("{task.description} {task.completed:,.0f} rows")
+    # Without its refreshing thread, for processes may be forked while it is shown.
+    with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description} {task.completed:,.0f} rows"),
+        count,
         TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        console=console,
+        transient=True,
+        auto_refresh=False,
+        disable=not console.is_terminal,
+    ) as progress:
         task = progress.add_task(what, total=None)
-        yield lambda rows: progress.advance(task, rows)
+        yield lambda rows: progress.update(task, advance=rows, refresh=True)
