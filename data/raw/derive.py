@@ -2,7 +2,7 @@
 
 In: the source distribution of convlab 3.0.1 (`pip download --no-deps --no-binary :all: convlab==3.0.1`).
 Out, beside this script: multiwoz.csv.gz, crosswoz.csv.gz, LICENSE-convlab and NOTICE-convlab.
-The same archive always gives the same bytes.
+Deterministic: no time or name is written into the gzip header.
 """
 
 from __future__ import annotations

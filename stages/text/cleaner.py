@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -63,16 +64,12 @@ class BatchCleaner:
         Raises:
             UserError: a row's ready-made split is none of train, validation and test.
         """
-        sources: dict[object, tuple[_Text, int]] = {}
+        # Many rows have the same input; its cleaned form is remembered for the batch.
+        remembered = functools.cache(self._source)
         rows: list[tuple[str | int | None, ...]] = []
         for number, row in enumerate(batch.rows, batch.first_row):
             label = SPLIT_CODES[self._split(batch, number, row)]
-            # Many rows have the same input, so its cleaned form is kept for the batch.
-            key = row.source if isinstance(row.source, str) else None
-            if key not in sources:
-                source = self._text(row.source)
-                sources[key] = source, input_digest(source.text)
-            source, digest = sources[key] if key is not None else sources.pop(key)
+            source, digest = (remembered if isinstance(row.source, str) else self._source)(row.source)
             target = self._text(row.target)
             reason = "malformed" if row.malformed else self._reason(source, target)
             if reason is None:
@@ -88,6 +85,10 @@ class BatchCleaner:
         ]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, CLEANED, strict=True)]
         return pa.record_batch(arrays, schema=CLEANED)
+
+    def _source(self, cell: object) -> tuple[_Text, int]:
+        source = self._text(cell)
+        return source, input_digest(source.text)
 
     def _text(self, cell: object) -> _Text:
         if isinstance(cell, str):

@@ -1,4 +1,4 @@
-"""From raw rows to splits, in two passes, so that memory holds some 50 bytes a row and no texts.
+"""From raw rows to splits, in two passes, so that memory holds under 100 bytes a row and no texts.
 
 The first pass reads, normalises and filters in several processes, and leaves the rows in an Arrow file.
 Between the passes, duplicates are found and splits assigned on columns of digests. The second pass goes through

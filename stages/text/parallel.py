@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from stages.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -16,11 +20,15 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
 
     At most two items a worker are in flight, so a stream of any length needs bounded memory. `function` must be
     picklable and depend on its item alone.
+
+    Raises:
+        UserError: a process was killed. What `function` raises is raised here.
     """
     if workers == 1:
         yield from map(function, items)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    # Ctrl-C reaches the processes too; only this one should act on it.
+    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         flight: deque[Future[Result]] = deque()
         try:
             for item in items:
@@ -29,5 +37,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
                     yield flight.popleft().result()
             while flight:
                 yield flight.popleft().result()
+        except BrokenProcessPool:
+            raise UserError("a process was killed, most likely for lack of memory: lower clean.workers") from None
         finally:
             pool.shutdown(cancel_futures=True)

@@ -89,7 +89,8 @@ def show(profile: Profile) -> None:
         console.print(_rejected_table(profile))
     console.print(
         f"{profile['read']:,} rows read = {profile['kept']:,} kept ({profile['normalised']:,} of them normalised)"
-        f" + {profile['rejected']:,} rejected"
+        f" + {profile['rejected']:,} rejected",
+        soft_wrap=True,
     )
 
 

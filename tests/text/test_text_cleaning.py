@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from pandera.errors import SchemaErrors
 from ruamel.yaml import YAML
 
 from stages.errors import UserError
@@ -25,6 +26,8 @@ from stages.text import reading
 from stages.text.cleaning import OUTPUTS, clean_pairs
 from stages.text.normalise import comparable
 from stages.text.profile import metrics, show
+from stages.text.schema import PAIRS, pairs_checks
+from stages.text.writing import PairWriter
 
 ROOT = Path(__file__).parents[2]
 
@@ -289,6 +292,15 @@ def test_profile_and_metrics(clean, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "162 rows read = 81 kept (0 of them normalised) + 81 rejected" in printed
     assert "[name]" in printed
+
+
+def test_rows_that_break_the_schema_are_not_written(settings, tmp_path):
+    columns = [["a", ""], ["b", "c"], ["file", "file"], [1, 0]]
+    path = tmp_path / "a.parquet"
+    with pytest.raises(SchemaErrors) as error, PairWriter(path, PAIRS, pairs_checks(settings().clean, "")) as writer:
+        writer.write([pa.array(column) for column in columns])
+    assert '"column": "source"' in str(error.value)
+    assert '"column": "row"' in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.text.cleaner import pair_digest
@@ -16,6 +16,7 @@ def find(pairs, threshold, workers=1, batch=2):
     return near_duplicates(batches, pairs.__getitem__, threshold, workers)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2))))
 def test_repeated_is_all_but_the_first(digests):
     high, low = (np.array([digest[half] for digest in digests], np.uint64) for half in (0, 1))

@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.params import SplitShares
@@ -43,6 +43,7 @@ def test_shares_are_of_inputs():
         assert (splits == split).mean() == pytest.approx(share, abs=0.01)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(), min_size=1), st.lists(st.text()))
 def test_adding_rows_moves_none(old, new):
     before = assign(np.zeros(len(old), np.uint8), digests(old), SHARES)
@@ -50,6 +51,7 @@ def test_adding_rows_moves_none(old, new):
     assert before.tolist() == after[: len(old)].tolist()
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "A", "ａ", " a", "b", "B ", "ß", "SS", "酒店", "c"])))
 def test_inputs_that_compare_equal_share_a_split(texts):
     splits = assign(np.zeros(len(texts), np.uint8), digests(texts), SHARES)
@@ -73,6 +75,7 @@ def test_splits_that_are_not_ready_made_come_out_of_train():
     assert assign(labels, at(0.1, 0.85, 0.95), SHARES).tolist() == [TRAIN, VALIDATION, TEST]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([TRAIN, VALIDATION, TEST]), st.integers(0, 3)), min_size=1))
 def test_held_out_inputs_are_taken_out_of_the_other_splits(rows):
     splits = np.array([split for split, _ in rows], np.uint8)
