@@ -4,14 +4,14 @@ Inputs are sorted by length so that little of a batch is padding. A text's outpu
 the texts it shares a batch with, since padding changes the last bits of a sum; the same texts, batch size and
 thread count always give the same output.
 
-Sampling draws from a generator seeded anew for each batch, from the seed and the texts in the batch. So an
-output does not depend on what was generated before, only on the seed and the texts beside it.
+Sampling is seeded anew for each batch, from the seed and the number of the batch. So an output depends on the
+seed, on where the text stands and on the texts beside it, not on what was generated for others before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -45,7 +45,8 @@ def generate(
     batch_size: int,
     seed: int,
     options: dict[str, Any],
-    done: Callable[[int], object] = lambda count: None,
+    done: Callable[[int], object] = lambda texts: None,
+    first_batch: int = 0,
 ) -> list[str]:
     """Generate an output for each text; a blank text has a blank output.
 
@@ -56,15 +57,16 @@ def generate(
         seed: of sampling.
         options: arguments of `model.generate`, see `decoding`.
         done: called with the number of texts after each batch.
+        first_batch: number of the first batch, where these texts are part of more.
     """
     outputs = [""] * len(texts)
     # Longest first: if a batch does not fit the memory, that shows at once.
     order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: -len(texts[i]))
     done(len(texts) - len(order))
-    for start in range(0, len(order), batch_size):
+    for number, start in enumerate(range(0, len(order), batch_size), start=first_batch):
         rows = order[start : start + batch_size]
         batch = [texts[i] for i in rows]
-        torch.manual_seed(int(digest(str(seed), *batch)[:15], 16))
+        torch.manual_seed(int(digest(str(seed), str(number))[:15], 16))
         for i, output in zip(rows, generate_batch(generator, batch, options), strict=True):
             outputs[i] = output
         done(len(rows))
@@ -78,15 +80,26 @@ def stream(
     batch_size: int,
     seed: int,
     options: dict[str, Any],
-    done: Callable[[int], object] = lambda count: None,
+    done: Callable[[int], object] = lambda texts: None,
 ) -> Iterator[tuple[str, str]]:
     """Yield (text, output) in order for any number of texts, holding `WINDOW` batches of them at a time.
 
     Arguments are those of `generate`.
     """
     remaining = iter(texts)
-    while window := list(islice(remaining, WINDOW * batch_size)):
-        outputs = generate(generator, window, batch_size=batch_size, seed=seed, options=options, done=done)
+    for first_batch in count(step=WINDOW):
+        window = list(islice(remaining, WINDOW * batch_size))
+        if not window:
+            return
+        outputs = generate(
+            generator,
+            window,
+            batch_size=batch_size,
+            seed=seed,
+            options=options,
+            done=done,
+            first_batch=first_batch,
+        )
         yield from zip(window, outputs, strict=True)
 
 

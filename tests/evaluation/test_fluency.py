@@ -1,4 +1,5 @@
 import math
+import random
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -57,10 +58,14 @@ class Plain:
         return (max(following.get(word, 0) - discount, 0) + discount * len(following) * lower) / total
 
 
+@pytest.mark.parametrize("training", [TRAINING, [["the", "hotel"]], [["the"]] * 4], ids=["texts", "one", "equal"])
 @pytest.mark.parametrize("order", [2, 3, 4])
-def test_probabilities_are_those_of_the_equations(order):
-    model, plain = NGramModel(TRAINING, order), Plain(TRAINING, order)
+def test_probabilities_are_those_of_the_equations(order, training):
+    model, plain = NGramModel(training, order), Plain(training, order)
     texts = [["the", "hotel", "is", "cheap"], ["hotel", "dragon", "is"], [], ["north", "in", "the", "north", "bye"]]
+    draw = random.Random(0)
+    words = [*sorted({word for text in TRAINING for word in text}), "dragon"]
+    texts += [draw.choices(words, k=8) for _ in range(100)]
     expected = []
     for text in texts:
         line = ["<s>"] * (order - 1) + [w if w in plain.vocabulary else "<unk>" for w in text] + ["</s>"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stages import generate, layout
+from stages.evaluation import generation
 from stages.models import checkpoint
 
 pytest_plugins = ["evaluation_fixtures"]
@@ -125,17 +126,21 @@ def test_pickled_and_damaged_checkpoints_are_refused(model, capsys):
 
 
 def start(*arguments: str, **streams) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
     command = [sys.executable, "-m", "stages.generate", "--model", "magnitude-0.5", *arguments]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **streams)
 
 
+@pytest.mark.timeout(60)
 def test_standard_input_to_a_reader_that_leaves(model):
-    process = start("--batch-size", "4", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    process.stdin.write("bye\n" * 5000)
-    process.stdin.close()
-    assert json.loads(process.stdout.readline())["input"] == "bye"  # long before all is done
+    process = start("--batch-size", "1", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    window = "bye\n" * generation.WINDOW
+    process.stdin.write(window)
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline())["input"] == "bye"  # while more may come
     process.stdout.close()
+    process.stdin.write(window)
+    process.stdin.close()
     assert process.wait(timeout=60) == 0
     assert process.stderr.read() == ""
 

@@ -50,10 +50,10 @@ def test_sampling_is_decided_by_the_seed_and_not_by_what_ran_before(make_generat
     assert run(generator, [TEXTS[i] for i in longest], SAMPLE, seed=1) == [first[i] for i in longest]
 
 
-def test_two_batches_of_one_seed_draw_differently(make_generator):
-    generator = make_generator("bert")
-    outputs = run(generator, ["bye", "bye ", "bye  ", "bye   "], SAMPLE, batch_size=1)
-    assert len(set(outputs)) > 1
+def test_one_text_many_times_is_sampled_anew_in_every_row_batch_and_window(make_generator, monkeypatch):
+    monkeypatch.setattr(generation, "WINDOW", 2)
+    results = stream(make_generator("bert"), ["bye"] * 12, batch_size=2, seed=0, options=SAMPLE)
+    assert len({output for _, output in results}) == 12
 
 
 def test_nothing_and_blank_texts(make_generator):
