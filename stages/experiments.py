@@ -203,13 +203,14 @@ def _effective(text: str) -> dict[str, Any]:
 
 
 def _unversioned(files: Sequence[str]) -> list[str]:
-    """Relative paths in the project that neither git nor DVC versions, so that no copy of the project has them.
+    """What of these files and folders in the project git does not version, so that a copy does not have it.
 
-    A file is named by the largest folder that holds nothing versioned: DVC copies into existing folders only.
+    A file is named by the largest folder that holds nothing versioned: DVC copies into existing folders only. One
+    with a .dvc file of its own is left out, since DVC restores it.
     """
     found: dict[str, None] = {}
     for name in files:
-        if not _is_local(name) or Path(f"{name}.dvc").exists():
+        if not _is_local(name):
             continue
         for other in filter(None, _git("ls-files", "--others", "-z", "--", name).stdout.split("\0")):
             if not Path(f"{other}.dvc").exists():

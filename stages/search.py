@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from stages import experiments, params
 from stages.errors import UserError, command
@@ -159,10 +160,14 @@ def _say(console: object, text: str) -> None:
 
 
 def _files(settings: Params) -> list[str]:
-    """Data and checkpoints that params name, which may be local files."""
-    model = settings.model
-    named = [settings.data.path, model.checkpoint, model.tokenizer.checkpoint]
-    named += [model.encoder.checkpoint, model.decoder.checkpoint]
+    """Data and checkpoints that params name and that may be local files.
+
+    Data under DVC is left out: the graph depends on it, so DVC brings it along. On checkpoints it does not.
+    """
+    model, data = settings.model, settings.data.path
+    named = [model.checkpoint, model.tokenizer.checkpoint, model.encoder.checkpoint, model.decoder.checkpoint]
+    if not Path(f"{data}.dvc").exists():
+        named.append(data)
     return [name for name in named if name]
 
 

@@ -101,10 +101,18 @@ class Project:
         with (self.folder / "params.yaml").open("w") as file:
             yaml.dump(values, file)
 
+    def read(self, name: str) -> str:
+        """Text of a file of the project."""
+        return (self.folder / name).read_text()
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section of params.yaml."""
+        return YAML(typ="safe").load(self.params)[name]
+
     @property
     def params(self) -> str:
         """Text of params.yaml."""
-        return (self.folder / "params.yaml").read_text()
+        return self.read("params.yaml")
 
     @property
     def tries(self) -> list[str]:

@@ -157,8 +157,25 @@ def test_data_that_git_does_not_carry(project: Any) -> None:
     assert project.tries == ["dense", "magnitude-0.2"]
     assert "Nothing sparser was tried: raise search.high" in out
     project.write("own/raw.txt", "mine, changed")
-    assert project.search()[0] == 0
+    status, out, err = project.search()
+    assert status == 0, out + err
     assert project.tries[2:] == ["dense", "magnitude-0.2"]
+
+
+def test_data_and_checkpoints_under_dvc(project: Any) -> None:
+    project.write("own/raw.txt", "mine")
+    project.write("own/bert/config.json", "{}")
+    project.dvc("add", "-q", "own/raw.txt", "own/bert")
+    project.set("data", "path", "own/raw.txt")
+    project.set("model", "tokenizer", {**project.section("model")["tokenizer"], "checkpoint": "own/bert"})
+    project.set("search", "high", 0.3)
+    project.write(
+        "code/train.py", "assert open('own/bert/config.json').read() == '{}'\n" + project.read("code/train.py")
+    )
+    project.commit()
+    status, out, err = project.search()
+    assert status == 0, out + err
+    assert project.tries == ["dense", "magnitude-0.2"]
 
 
 def test_what_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,12 +188,12 @@ def test_what_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "big.csv",
         "big.csv.dvc",
     ]
-    names += ["mixed/tracked.csv", "mixed/new/a.csv", "ünusual/ä b.csv"]
+    names += ["bert/config.json", "bert.dvc", "mixed/tracked.csv", "mixed/new/a.csv", "ünusual/ä b.csv"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     subprocess.run(["git", "init", "-q"], check=True)
-    subprocess.run(["git", "add", "data/raw/README.md", "big.csv.dvc", "mixed/tracked.csv"], check=True)
+    subprocess.run(["git", "add", "data/raw/README.md", "big.csv.dvc", "bert.dvc", "mixed/tracked.csv"], check=True)
     experiments._versioned.cache_clear()
     expected = {
         "data/raw/README.md": [],
@@ -185,6 +202,7 @@ def test_what_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "data/all": ["data/all"],
         "data/all/deep/b.csv": ["data/all"],
         "big.csv": [],
+        "bert": ["bert"],
         "mixed": ["mixed/new"],
         "ünusual/ä b.csv": ["ünusual"],
         "bert-base-uncased": [],
