@@ -1,69 +1,24 @@
-"""What several rooms' tests share: small generators built by the real builder."""
+"""Fixtures of all rooms: validated params, and small generators made by the real builder."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 os.environ["ESPALIER_TRACKING"] = "off"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from shared import ROOT, SOURCES, TARGETS, family_section, merge
 
 from stages import params
-
-ROOT = Path(__file__).parents[1]
-SMALL = {
-    "bert": {
-        "num_hidden_layers": 2,
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_position_embeddings": 64,
-    },
-    "bart": {
-        "encoder_layers": 1,
-        "decoder_layers": 2,
-        "d_model": 16,
-        "encoder_ffn_dim": 32,
-        "decoder_ffn_dim": 32,
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2,
-        "max_position_embeddings": 64,
-    },
-    "t5": {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 2},
-    "gpt2": {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64},
-    "llama": {
-        "num_hidden_layers": 2,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-    },
-}
-SMALL["roberta"] = SMALL["bert"]
-SMALL["marian"] = SMALL["bart"]
-FAMILIES = tuple(SMALL)
-SOURCES = ["inform ( name , area )", "request ( food )", "bye", "你好 ( 名称 )"]
-TARGETS = ["The #NAME# is in the #AREA# .", "What food would you like ?", "Goodbye !", "推荐您去 [名称] 。"]
 
 
 @pytest.fixture(scope="session")
 def default_values() -> dict[str, Any]:
     """The parsed params.yaml of the project."""
     return params.read_yaml(ROOT / "params.yaml")
-
-
-def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with nested `changes`; free-form configs are replaced whole."""
-    merged = dict(base)
-    for key, value in changes.items():
-        nested = isinstance(value, dict) and key != "config"
-        merged[key] = merge(base[key], value) if nested else value
-    return merged
 
 
 @pytest.fixture(scope="session")
@@ -75,16 +30,6 @@ def settings(default_values: dict[str, Any]) -> Callable[..., params.Params]:
         return params.validate(merge(base, changes), "params.yaml")
 
     return make
-
-
-def family_section(family: str) -> dict[str, Any]:
-    """Changes to the `model` section that make a small generator of a family, from scratch."""
-    common = {"tokenizer": {"vocab_size": 300}, "max_source_tokens": 24, "max_target_tokens": 30}
-    if family in ("bert", "roberta"):
-        side = {"architecture": family, "config": SMALL[family]}
-        return {"kind": "encoder_decoder", "encoder": side, "decoder": side, **common}
-    kind = "causal" if family in ("gpt2", "llama") else "seq2seq"
-    return {"kind": kind, "architecture": family, "config": SMALL[family], **common}
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import grimp
 import pytest
-from conftest import ROOT
 from ruamel.yaml import YAML
+from shared import ROOT
 
 from stages import params
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from shared import ROOT
 
 from stages import params
 from stages.errors import UserError

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from stages.errors import UserError
-from stages.models.checkpoint import Generator
+from stages.models.checkpoint import IGNORED, Generator
 from stages.params import Optimization, Runtime
 from stages.runtime import autocast_bf16
+from stages.training.bucketing import StepBucketSampler
 from stages.training.progress import ShowProgress
 
 LOGS_PER_RUN = 40
@@ -71,18 +73,17 @@ def train(
     stops = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
     config_before = dict(vars(generator.model.config))
     progress = ShowProgress()
-    trainer = Trainer(
+    trainer = _Trainer(
+        bucket=optimization.bucket_by_length,
         model=generator.model,
         args=arguments,
         train_dataset=_dataset(examples),
         eval_dataset=_dataset(validation),
-        data_collator=_collator(generator, optimization.label_smoothing),
+        data_collator=_collator(generator),
+        compute_loss_func=_token_mean(generator, optimization.label_smoothing),
         callbacks=[*callbacks, *stops, _StopOnDivergence(), progress],
     )
     trainer.remove_callback(PrinterCallback)
-    # EncoderDecoderModel takes any keyword and ignores the token count the Trainer would have it divide by, so
-    # that accumulated gradients were summed; without it the Trainer averages them over the steps.
-    trainer.model_accepts_loss_kwargs = False
     try:
         trainer.train()
     finally:
@@ -121,13 +122,11 @@ def _arguments(
         lr_scheduler_type=SCHEDULERS[optimization.decay],
         warmup_steps=round(optimization.warmup_ratio * total),
         weight_decay=optimization.weight_decay,
-        label_smoothing_factor=optimization.label_smoothing,
         max_grad_norm=optimization.max_grad_norm,
         use_cpu=not torch.cuda.is_available(),
         bf16=autocast_bf16(runtime),
         seed=runtime.seed,
         data_seed=runtime.seed,
-        train_sampling_strategy="group_by_length" if optimization.bucket_by_length else "random",
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         eval_strategy="epoch",
@@ -144,8 +143,24 @@ def _arguments(
     )
 
 
+class _Trainer(Trainer):
+    """The Trainer, with our sampler if batches are to hold like lengths."""
+
+    def __init__(self, bucket: bool, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._bucket = bucket
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if not self._bucket:
+            return super()._get_train_sampler(train_dataset)
+        assert isinstance(self.train_dataset, Dataset)
+        lengths = self.train_dataset["length"][:]
+        step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return StepBucketSampler(lengths, step, self.args.seed)
+
+
 def _dataset(examples: Examples) -> Dataset:
-    """Examples with a `length` column, which the Trainer buckets by: input and target tokens together."""
+    """Examples with a `length` column to bucket by: the tokens of input and target together."""
     if not examples:
         raise UserError("a split has no examples to train or validate on: check outputs/data and clean.split")
     return Dataset.from_dict(
@@ -157,9 +172,9 @@ def _dataset(examples: Examples) -> Dataset:
     )
 
 
-def _collator(generator: Generator, label_smoothing: float) -> Callable[[Examples], dict[str, Tensor]]:
-    """`Generator.collate`, with the decoder's input where label smoothing hides the labels from the model."""
-    if not label_smoothing or generator.kind == "causal":
+def _collator(generator: Generator) -> Callable[[Examples], dict[str, Tensor]]:
+    """`Generator.collate`, with the decoder's input, since the Trainer keeps the labels for the loss below."""
+    if generator.kind == "causal":
         return generator.collate
     model: Any = generator.model
 
@@ -169,6 +184,31 @@ def _collator(generator: Generator, label_smoothing: float) -> Callable[[Example
         return batch
 
     return collate
+
+
+def _token_mean(generator: Generator, label_smoothing: float) -> Callable[..., Tensor]:
+    """Cross-entropy per target token, the mean taken over all tokens of an optimizer step.
+
+    A mean of each batch's mean would give the tokens of short texts more weight than those of long ones once
+    gradients are accumulated. (Models that ignore the token count the Trainer passes, as EncoderDecoderModel
+    does, would even sum the batches.)
+    """
+
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        logits = outputs.logits
+        if generator.kind == "causal":
+            # Position t predicts token t + 1; an encoder-decoder's inputs are shifted already.
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        total = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1),
+            labels.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=label_smoothing if generator.model.training else 0.0,
+        )
+        return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+
+    return loss
 
 
 class _StopOnDivergence(TrainerCallback):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, SOURCES, TARGETS
+from shared import FAMILIES, SOURCES, TARGETS
 
 from stages.errors import UserError
 from stages.models import anatomy, checkpoint

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SOURCES, TARGETS
+from shared import SOURCES, TARGETS
 
 from stages.errors import UserError
 from stages.models import anatomy
@@ -81,7 +81,7 @@ def test_gradient_accumulation_equals_the_larger_batch(build_family, settings, t
 
 
 def _small() -> dict[str, int]:
-    from conftest import SMALL
+    from shared import SMALL
 
     return SMALL["bert"]
 

@@ -1,0 +1,149 @@
+"""The real graph on small data: everything a README promises, through `dvc repro`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import project as small
+import pytest
+from project import Project
+
+KEYS = ["magnitude-0.6", "l1-0.6"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Project:
+    """A project after its first `dvc repro`."""
+    made = small.make(tmp_path_factory.mktemp("first"))
+    assert set(made.repro()) == {
+        "clean", "reference", "train", "finetune_dense", "evaluate_dense", "evaluate_baseline", "compare",
+        *(f"{stage}@{key}" for stage in ("prune", "finetune", "evaluate") for key in KEYS),
+    }  # fmt: skip
+    return made
+
+
+def read(project: Project, path: str) -> dict:
+    return json.loads((project.root / path).read_text())
+
+
+def test_levels_are_compared(finished):
+    rows = list(csv.DictReader((finished.root / "outputs/compare/levels.csv").open()))
+    assert [row["key"] for row in rows] == ["dense", "baseline", *KEYS]
+    assert read(finished, "outputs/metrics/compare.json")
+    for name in ("quality.png", "layers.png"):
+        assert (finished.root / "outputs/compare" / name).read_bytes().startswith(b"\x89PNG")
+    clean = read(finished, "outputs/metrics/clean.json")
+    assert clean["read"] == 74 and clean["kept"] == 72 and clean["rejected"] == 2
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_sparsity_is_exact_and_held(finished, key):
+    from stages.models import anatomy, checkpoint
+    from stages.pruning import masks
+
+    folder = finished.root / "outputs/models/finetuned" / key
+    weights = anatomy.describe(checkpoint.load(folder).model).weights
+    held = masks.load(folder / masks.MASKS_FILE)
+    masks.check_held(weights, held)
+    total = sum(weight.numel() for weight in weights.values())
+    pruned = sum(int((weight == 0).sum()) for weight in weights.values())
+    assert sum(int((~mask).sum()) for mask in held.values()) == round(0.6 * total) <= pruned
+    metrics = read(finished, f"outputs/metrics/evaluate/{key}.json")
+    assert metrics["sparsity"] == pytest.approx(pruned / total) and metrics["bleu_p"] >= 0
+
+
+def test_nothing_runs_twice(finished):
+    assert finished.repro() == []
+
+
+def test_every_run_is_tracked_and_sync_changes_nothing(finished):
+    import mlflow
+
+    first = finished.run("python", "-m", "stages.sync").stdout
+    again = finished.run("python", "-m", "stages.sync").stdout
+    assert "up to date" in again, f"{first}\n{again}"
+    client = mlflow.MlflowClient(f"sqlite:///{finished.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("espalier")
+    names = [run.info.run_name for run in client.search_runs([experiment.experiment_id])]
+    assert set(KEYS) | {"dense", "baseline"} <= set(names) and len(names) == len(set(names)) == 5
+
+
+def test_outputs_and_runs_come_back_without_training(finished, tmp_path):
+    copy = Project(tmp_path / "copy")
+    shutil.copytree(finished.root, copy.root, symlinks=True)
+    before = {p: p.read_bytes() for p in (copy.root / "outputs").rglob("*") if p.is_file() and p.name != ".gitignore"}
+    for path in before:
+        if path.suffix in (".parquet", ".safetensors"):
+            path.unlink()
+    (copy.root / "mlflow.db").unlink()
+    copy.run("dvc", "checkout", "--force")
+    assert all(path.read_bytes() == content for path, content in before.items())
+    copy.run("python", "-m", "stages.sync")
+    assert (copy.root / "mlflow.db").exists() and copy.repro() == []
+
+
+def test_a_new_sparsity_runs_its_stages_and_compare_only(finished):
+    try:
+        finished.set(sweep={"sparsity": [0.6, 0.3]})
+        assert finished.repro("evaluate@magnitude-0.3") == [
+            f"{stage}@magnitude-0.3" for stage in ("prune", "finetune", "evaluate")
+        ]
+    finally:
+        finished.set(sweep={"sparsity": [0.6]})
+    assert set(finished.repro()) <= {"compare"}
+
+
+def test_touching_a_criterion_leaves_clean_and_train_alone(finished):
+    path = finished.root / "stages/pruning/criteria/magnitude.py"
+    source = path.read_text()
+    try:
+        path.write_text(source + "# touched\n")
+        status = json.loads(finished.run("dvc", "status", "--json").stdout)
+    finally:
+        path.write_text(source)
+    changed = {stage for stage, why in status.items() if path.name in json.dumps(why)}
+    assert changed == {"prune@magnitude-0.6", "finetune@magnitude-0.6", "finetune_dense"}
+
+
+def test_another_clone_gives_the_same_bits(finished, tmp_path):
+    other = small.make(tmp_path)
+    other.repro()
+    ours, theirs = finished.locked(), other.locked()
+    assert {path for path in theirs if ours.get(path) != theirs[path]} == set()
+    assert len(theirs) > 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"target": "answer"}}, "answer"),
+        ({"clean": {"min_characters": 900}}, "no rows"),
+        ({"sweep": {"sparsity": [1.5]}}, "less than 1"),
+        ({"train": {"epochs": "many"}}, "train.epochs"),
+    ],
+)
+def test_mistakes_end_in_one_clear_line_and_harm_nothing(finished, changes, message):
+    path = finished.root / "params.yaml"
+    before = path.read_text()
+    data = (finished.root / "outputs/models/baseline/model.safetensors").read_bytes()
+    try:
+        finished.set(**changes)
+        done = finished.run("python", "-m", "stages.clean", check=False)
+    finally:
+        path.write_text(before)
+    assert done.returncode == 1 and message in done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.startswith("error: ")
+    assert (finished.root / "outputs/models/baseline/model.safetensors").read_bytes() == data
+    assert finished.repro() == []
+
+
+def test_generate_answers_in_order(finished):
+    texts = [f"Hotel-Inform ({name})" for name in small.NAMES] * 14
+    source = finished.root / "texts.txt"
+    Path(source).write_text("\n".join(texts) + "\n")
+    done = finished.run("python", "-m", "stages.generate", "--model", "magnitude-0.6", "--input", "texts.txt")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["input"] for row in rows] == texts
