@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stages import params
 from stages.errors import UserError, command
-from stages.tracking.client import tracking_uri, workspace
+from stages.tracking.client import git, tracking_uri, workspace
 from stages.tracking.content import Content, describe
 from stages.tracking.identity import in_lock
 from stages.tracking.pipeline import Pipeline
@@ -45,15 +45,18 @@ def main() -> None:
 
 
 def _write(contents: list[Content], experiment: str, root: Path) -> Counter[str]:
+    from rich.console import Console
     from rich.progress import track as progress
 
     from stages.tracking.store import Store, explained
 
     done: Counter[str] = Counter()
     with explained(tracking_uri()):
-        store = Store(experiment, root, commit_is="HEAD when dvc.lock was read", timeout_s=30, retries=2)
+        head = git("rev-parse", "HEAD", folder=root)
+        store = Store(experiment, commit=head, commit_is="HEAD when dvc.lock was read", timeout_s=30, retries=2)
         known = store.runs()
-        for content in progress(contents, "MLflow", transient=True):
+        terminal = Console(stderr=True)
+        for content in progress(contents, "MLflow", console=terminal, transient=True, disable=not terminal.is_terminal):
             done[store.upsert(content, known)] += 1
     return done
 

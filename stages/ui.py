@@ -37,7 +37,7 @@ def main() -> None:
     from stages.tracking.store import Store, explained
 
     with explained(uri):
-        store = Store(settings.tracking.experiment, workspace(), commit_is="", timeout_s=30, retries=2)
+        store = Store(settings.tracking.experiment, commit="", commit_is="", timeout_s=30, retries=2)
     server = uri if is_server(uri) else f"http://{HOST}:{port}"
     print(f"compare levels at {link(server, store.experiment_id)}", flush=True)
     if not is_server(uri):

@@ -15,6 +15,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +92,9 @@ def in_lock(pipeline: Pipeline) -> list[Run]:
         shared = by_key.get(None, {})
         runs.append(Run(revision, None, {}, tuple(shared[s] for s in ("clean", "reference") if s in shared)))
         for key in CONTROLS:
-            fitting = {stage: e for stage, e in by_key.get(key, {}).items() if _fits(pipeline, revision, e)}
-            if fitting:
-                runs.append(Run(revision, key, {}, _in_order(fitting)))
+            made = _in_order(by_key.get(key, {}))
+            if fitting := tuple(takewhile(partial(_fits, revision), made)):
+                runs.append(Run(revision, key, {}, fitting))
         runs.extend(members.get(identity, ()))
     return runs
 
@@ -132,7 +134,7 @@ def _own(pipeline: Pipeline, key: str, made: dict[str, Entry]) -> dict[str, Inpu
     return own
 
 
-def _fits(pipeline: Pipeline, revision: Revision, entry: Entry) -> bool:
+def _fits(revision: Revision, entry: Entry) -> bool:
     """Whether an entry of baseline or dense was made from the revision's inputs."""
     shared = revision.shared.get(entry.stage, Inputs({}, {}))
     return all(entry.params.get(name, value) == value for name, value in shared.params.items()) and all(

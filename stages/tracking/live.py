@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import stages
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from stages.params import Params
 
 SWITCH = "ESPALIER_TRACKING"
+READY_S = 10
+"""Seconds that a stage which ends at once waits for its recorder to have read dvc.lock: then DVC may go on writing
+it, or remove a temporary workspace."""
 
 
 @contextmanager
@@ -56,7 +60,7 @@ def track(stage: str, key: str, settings: Params) -> Iterator[Run]:
 class Run:
     """The MLflow run that a stage writes to. Nothing here raises because MLflow does not work."""
 
-    def __init__(self, recorder: IO[str] | None) -> None:
+    def __init__(self, recorder: subprocess.Popen[str] | None) -> None:
         self._recorder = recorder
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -72,16 +76,20 @@ class Run:
     def end(self, status: str) -> None:
         """Say how the stage ended. What is left to write is written while the next stage starts."""
         self._send(end=status)
-        if self._recorder is not None:
-            with suppress(OSError):
-                self._recorder.close()
+        if self._recorder is None:
+            return
+        assert self._recorder.stdin is not None and self._recorder.stdout is not None
+        select.select([self._recorder.stdout], [], [], READY_S)
+        with suppress(OSError):
+            self._recorder.stdin.close()
 
     def _send(self, **message: Any) -> None:
         if self._recorder is None:
             return
+        assert self._recorder.stdin is not None
         try:
-            self._recorder.write(json.dumps(message) + "\n")
-            self._recorder.flush()
+            self._recorder.stdin.write(json.dumps(message) + "\n")
+            self._recorder.stdin.flush()
         except OSError:  # it has ended, and said why
             self._recorder = None
 
@@ -91,24 +99,23 @@ def _is_on() -> bool:
     return os.environ.get(SWITCH, "on").lower() not in ("off", "0", "false") and int(os.environ.get("RANK", 0)) == 0
 
 
-def _start_recorder(stage: str, key: str, experiment: str) -> IO[str] | None:
-    """The pipe to a new recorder, which outlives the stage by as long as it takes to write the rest."""
+def _start_recorder(stage: str, key: str, experiment: str) -> subprocess.Popen[str] | None:
+    """A new recorder, which outlives the stage by as long as it takes to write the rest."""
     package = str(Path(stages.__file__).parents[1])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     try:
-        recorder = subprocess.Popen(
+        return subprocess.Popen(
             (sys.executable, "-m", "stages.tracking.recorder", stage, key, experiment),
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
             env={**os.environ, "PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C in the terminal does not reach it
         )
     except OSError as error:
-        print(f"not tracked: {error}. `python -m stages.sync` adds the run later", file=sys.stderr, flush=True)
+        print(f"not tracked: {error}; `python -m stages.sync` adds the run later", file=sys.stderr, flush=True)
         return None
-    return recorder.stdin
 
 
 def _log_curves(run: Run) -> TrainerCallback:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +18,8 @@ from stages.files import digest
 
 CONTROLS = (layout.BASELINE, layout.DENSE)
 """Keys that are not levels."""
+SETTLED_S = 1.0
+"""Seconds without a change after which dvc.lock is taken to be whole."""
 _TEMPLATE = re.compile(r"\$\{([^}]+)\}")
 
 
@@ -76,6 +79,7 @@ class Pipeline:
         self._values = dict(leaves(params.read_yaml(root / params.PARAMS_FILE)))
         self._stages: dict[str, Any] = (params.read_yaml(root / "dvc.yaml") or {}).get("stages") or {}
         lock = root / "dvc.lock"
+        _wait_until_written(lock)
         recorded = (params.read_yaml(lock) or {}).get("stages") or {} if lock.is_file() else {}
         try:
             self.entries = [Entry.parse(name, values) for name, values in recorded.items()]
@@ -170,6 +174,21 @@ def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
     else:
         yield prefix, values
+
+
+def _wait_until_written(path: Path) -> None:
+    """Wait, ten seconds at most, until a file has not changed for one: DVC writes its lock file piece by piece."""
+    previous = None
+    for _ in range(10):
+        try:
+            state = path.stat()
+        except FileNotFoundError:
+            return
+        signature = (state.st_mtime_ns, state.st_size)
+        if signature == previous or time.time() - state.st_mtime > SETTLED_S:
+            return
+        previous = signature
+        time.sleep(SETTLED_S)
 
 
 def _is_under(name: str, sections: list[str]) -> bool:

@@ -8,11 +8,10 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stages.errors import UserError
-from stages.tracking.client import connect, exclusive, experiment_id, git, tracking_uri
+from stages.tracking.client import connect, exclusive, experiment_id, tracking_uri
 from stages.tracking.content import IDENTITY, Content, Dataset
 
 if TYPE_CHECKING:
@@ -31,13 +30,13 @@ _METRICS, _PARAMS, _TAGS = 800, 100, 100
 class Store:
     """The runs of one experiment."""
 
-    def __init__(self, experiment: str, root: Path, *, commit_is: str, timeout_s: int, retries: int) -> None:
+    def __init__(self, experiment: str, *, commit: str, commit_is: str, timeout_s: int, retries: int) -> None:
         """Connect, and make database and experiment if they are missing.
 
         Args:
             experiment: name of the MLflow experiment.
-            root: of the workspace, whose git commit new runs are tagged with.
-            commit_is: what that commit is, seen from a new run.
+            commit: git commit that new runs are tagged with; may be empty.
+            commit_is: what that commit is to a new run.
             timeout_s: seconds to wait for a server's answer.
             retries: of a request to a server.
 
@@ -49,7 +48,7 @@ class Store:
         self.client = connect(self.uri, timeout_s=timeout_s, retries=retries)
         self.experiment_id = experiment_id(self.client, self.uri, experiment)
         self._commit_is = commit_is
-        self._commit = git("rev-parse", "HEAD", folder=root)
+        self._commit = commit
 
     def runs(self, identity: str | None = None) -> dict[str, Run]:
         """Runs by identity: all there are, or the one asked for. Of two with one identity, the older."""
@@ -108,11 +107,10 @@ class Store:
         self.client.set_tag(run_id, WRITER, stage)
         self.client.update_run(run_id, status="RUNNING")
 
-    def points(self, run_id: str, stage: str) -> set[tuple[str, int, float]]:
-        """Name, step and value of all points that a run has of a stage's curves."""
+    def points(self, run_id: str, stage: str) -> set[tuple[str, int, str]]:
+        """What `point` says of all metrics that a run has of a stage."""
         names = [name for name in self.client.get_run(run_id).data.metrics if name.startswith(f"{stage}/")]
-        history = (metric for name in names for metric in self.client.get_metric_history(run_id, name))
-        return {(metric.key, metric.step, metric.value) for metric in history}
+        return {point(metric) for name in names for metric in self.client.get_metric_history(run_id, name)}
 
     def log(self, run_id: str, metrics: Sequence[Metric]) -> None:
         """Add metrics to a run."""
@@ -180,6 +178,11 @@ class Store:
             )
         if datasets:
             self.client.log_inputs(run_id, [_dataset_input(dataset) for dataset in datasets])
+
+
+def point(metric: Metric) -> tuple[str, int, str]:
+    """Name, step and value to the digits that curve files keep, to tell whether two points are the same."""
+    return metric.key, metric.step, f"{metric.value:.6g}"
 
 
 @contextmanager
