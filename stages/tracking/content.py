@@ -28,6 +28,8 @@ CURVES = ("loss", "validation_loss", "learning_rate", "sparsity")
 """Columns of a curve file that are drawn."""
 LARGEST = 1.7976931348623157e308
 """What MLflow stores for an infinite metric."""
+LONGEST_TAG = 8000
+"""Characters of a tag that MLflow keeps."""
 _CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}
 
 
@@ -114,8 +116,8 @@ def lock_tag(stage: str) -> str:
 def _add_entry(content: Content, root: Path, entry: Entry) -> None:
     content.tags |= {
         lock_tag(entry.stage): entry.digest,
-        f"dvc.{entry.stage}.deps": json.dumps(entry.deps),
-        f"dvc.{entry.stage}.outs": json.dumps(entry.outs),
+        f"dvc.{entry.stage}.deps": json.dumps(entry.deps)[:LONGEST_TAG],
+        f"dvc.{entry.stage}.outs": json.dumps(entry.outs)[:LONGEST_TAG],
     }
     for path, md5 in entry.outs.items():
         if not (_is_figures(path) or path.endswith(".curve.csv")):

@@ -88,7 +88,8 @@ class Store:
         run = known[content.identity]
         data = run.data
         params = {name: value for name, value in content.params.items() if name not in data.params}
-        tags = {name: value for name, value in content.tags.items() if data.tags.get(name) != value}
+        wanted = content.tags | self._parent_tag(content, known)
+        tags = {name: value for name, value in wanted.items() if data.tags.get(name) != value}
         metrics = {n: v for n, v in content.metrics.items() if not _same(data.metrics.get(n), v)}
         complete = not any(name.endswith(".lock") for name in tags)
         curves = {n: p for n, p in content.curves.items() if not complete or n not in data.metrics}
@@ -132,8 +133,7 @@ class Store:
         tags |= content.tags
         if self._commit:
             tags |= {COMMIT: self._commit, COMMIT_IS: self._commit_is}
-        if content.parent:
-            tags[PARENT] = known[content.parent].info.run_id
+        tags |= self._parent_tag(content, known)
         run = self.client.create_run(self.experiment_id, _now(), tags, content.name)
         points = [
             self.metric(name, value, step) for name, curve in content.curves.items() for step, value in curve.items()
@@ -142,6 +142,9 @@ class Store:
         self._write(run.info.run_id, content.params, {}, metrics, content.datasets)
         self.client.set_terminated(run.info.run_id, "FINISHED")
         return run
+
+    def _parent_tag(self, content: Content, known: dict[str, Run]) -> dict[str, str]:
+        return {PARENT: known[content.parent].info.run_id} if content.parent else {}
 
     def _finals(self, metrics: dict[str, float]) -> list[Metric]:
         return [self.metric(name, value) for name, value in metrics.items()]

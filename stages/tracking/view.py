@@ -1,7 +1,7 @@
 """How the experiment opens in the MLflow UI: a saved view that shows levels side by side.
 
-MLflow's own default shows no metric at all. A view is a tag of the experiment; the UI keeps the views a person
-saves the same way, under other names.
+MLflow's own default shows no metric at all. The view is a tag of the experiment, as the UI writes for a shared link;
+its content is the UI's own business (MLflow 3.17), and a UI that does not know it shows its default.
 """
 
 from __future__ import annotations

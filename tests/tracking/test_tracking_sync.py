@@ -121,6 +121,19 @@ def test_what_a_person_deleted_in_a_run_is_put_back(sweep: Sweep, database: Path
     assert len(runs()) == ALL
 
 
+def test_a_new_parent_takes_its_children_in(sweep: Sweep, database: Path, sync: Sync, runs: Runs) -> None:
+    from mlflow import MlflowClient
+
+    sync()
+    parent = next(name for name in runs() if name.startswith("multiwoz-"))
+    MlflowClient(f"sqlite:///{database}").delete_run(runs()[parent].info.run_id)
+    assert f"1 made, {ALL - 1} updated" in sync()
+    assert "all up to date" in sync()
+    found = runs()
+    children = [run for name, run in found.items() if name != parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {found[parent].info.run_id}
+
+
 def test_infinite_and_undefined_figures(sweep: Sweep, database: Path, sync: Sync, runs: Runs) -> None:
     path = sweep.root / "outputs/metrics/evaluate/dense.json"
     path.write_text('{"perplexity": Infinity, "bleu": NaN, "loss": 2}')
