@@ -1,6 +1,7 @@
 """Compare every level with the dense control, and choose the one that meets the target.
 
     dvc repro compare                         (or: python -m stages.compare)
+    python -m stages.compare --show           prints the table again
 
 In:  for dense, baseline and every level of params `sweep`: outputs/metrics/evaluate/KEY.json,
      outputs/benchmark/KEY.json, outputs/predictions/KEY.parquet; for every level outputs/metrics/prune/KEY.json,
@@ -32,7 +33,8 @@ TABLE_COLUMNS = 100
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the comparison and print it."""
     parser = argparse.ArgumentParser(prog="python -m stages.compare", description="Compare all levels.")
-    parser.parse_args(arguments)
+    parser.add_argument("--show", action="store_true", help="print the comparison that is there, write nothing")
+    show_only = parser.parse_args(arguments).show
     settings = params.load("data", "sweep", "evaluate", "target")
     target = settings.target
 
@@ -41,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     entries = comparison.read_entries(settings.sweep.levels)
     references = read_json(layout.metrics_file("references"))
     choice = comparison.choose(entries, target.metric, target.max_drop)
+    if show_only:
+        _show(entries, choice, references)
+        return
     keys = [level.key for level in settings.sweep.levels]
     layers = comparison.layer_table(keys)
 

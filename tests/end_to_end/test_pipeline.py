@@ -36,7 +36,7 @@ def test_levels_are_compared(finished):
     for name in ("quality.png", "layers.png"):
         assert (finished.root / "outputs/compare" / name).read_bytes().startswith(b"\x89PNG")
     clean = read(finished, "outputs/metrics/clean.json")
-    assert clean["read"] == 74 and clean["kept"] == 72 and clean["rejected"] == 2
+    assert (clean["rows_read"], clean["rows_kept"], clean["rows_rejected"]) == (74, 72, 2)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -120,7 +120,7 @@ def test_another_clone_gives_the_same_bits(finished, tmp_path):
     ("changes", "message"),
     [
         ({"data": {"target": "answer"}}, "answer"),
-        ({"clean": {"min_characters": 900}}, "no rows"),
+        ({"clean": {"min_characters": 900}}, "no row is left"),
         ({"sweep": {"sparsity": [1.5]}}, "less than 1"),
         ({"train": {"epochs": "many"}}, "train.epochs"),
     ],
