@@ -119,6 +119,8 @@ def _show(entries: Sequence[Entry], choice: Choice, references: Mapping[str, flo
     console.width = max(console.width, TABLE_COLUMNS)
     console.print(table)
     console.print(f"{'▶ ' if choice.entry else 'No level chosen: '}{choice.why}", highlight=False)
+    if warned := comparison.warning(entries, choice, references):
+        console.print(warned, style="yellow", highlight=False)
     console.print(
         "Δ and p: against dense, paired bootstrap. MB: compressed. Latency: a token, over baseline.", style="dim"
     )

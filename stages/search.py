@@ -24,6 +24,8 @@ from stages.files import digest
 from stages.layout import Level
 from stages.params import PARAMS_FILE, Params, Search
 
+TABLE_COLUMNS = 100
+
 
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -116,10 +118,12 @@ def _report(settings: Params, method: str, results: list[Result], good: Callable
         "less\ndense",
         "holds",
         f"{NAMES[metric]}\ntest",
-        "kept in",
+        "experiment",
     )
     for header in headers:
-        table.add_column(header, justify="left" if header in ("level", "kept in") else "right", vertical="bottom")
+        table.add_column(
+            header, justify="left" if header in ("level", "experiment") else "right", vertical="bottom", no_wrap=True
+        )
     for result in sorted(results, key=lambda r: r.level.sparsity):
         score, dense = result.figures[name], result.dense[name]
         table.add_row(
@@ -129,10 +133,11 @@ def _report(settings: Params, method: str, results: list[Result], good: Callable
             f"{score - dense:+.2f}",
             "yes" if good(result) else "no",
             f"{result.figures[metric]:.2f}",
-            f"experiment {result.experiment}" if result.experiment else "workspace",
+            result.experiment or "(in the workspace)",
             style="bold green" if result is best else None,
         )
     console = Console()
+    console.width = max(console.width, TABLE_COLUMNS)
     console.print(table)
     if best is None:
         _say(

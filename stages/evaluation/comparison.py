@@ -210,6 +210,17 @@ def reference_lines(references: Figures) -> list[dict[str, Any]]:
     return [line for line in lines if any(line[name] is not None for name in NAMES)]
 
 
+def warning(entries: Sequence[Entry], choice: Choice, references: Figures) -> str | None:
+    """A sentence if the control does worse than copying, so that no comparison of levels means anything."""
+    floor, dense = references.get(f"copy_{choice.metric}"), entries[0].figures[choice.metric]
+    if floor is None or dense >= floor:
+        return None
+    return (
+        f"Dense ({dense:.1f} {NAMES[choice.metric]}) is below the copy floor ({floor:.1f}): the generator has not "
+        "learnt the task, and a level close to it is no better. Train for longer, or with more data."
+    )
+
+
 def markdown(entries: Sequence[Entry], choice: Choice, references: Figures, signatures: Mapping[str, str]) -> str:
     """The comparison as a Markdown page."""
     scores = [name for name in NAMES if name in entries[0].figures]
@@ -240,6 +251,7 @@ def markdown(entries: Sequence[Entry], choice: Choice, references: Figures, sign
             "",
             f"Chosen: {choice.why}" if choice.entry else f"Chosen: none; {choice.why}",
             "",
+            *([warned, ""] if (warned := warning(entries, choice, references)) else []),
             *lines,
             "",
             f"Test split: {inputs:.0f} inputs, {references.get('test_references', 0):.0f} references. In brackets "

@@ -35,6 +35,8 @@ STYLES = (
 )
 LAYER_INCHES = 0.17
 TALLEST_INCHES = 40.0
+NUMBERED_LAYERS = 100
+"""Up to so many layers every cell has its percentage written in it."""
 
 
 def draw_quality(
@@ -99,12 +101,17 @@ def draw_layers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         step = -(-len(layers) // int(TALLEST_INCHES / LAYER_INCHES))
         axes.set_yticks(range(0, len(layers), step), [_short(name) for name in layers][::step], fontsize=7)
         methods = [key.rpartition("-")[0] for key in keys]
+        if len(layers) <= NUMBERED_LAYERS:
+            for row, column in np.argwhere(~np.isnan(shares)):
+                share = shares[row, column]
+                shade = "black" if share > 0.6 else "white"
+                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=6, color=shade)
         for i in range(1, len(methods)):
             if methods[i] != methods[i - 1]:
                 axes.axvline(i - 0.5, color="white", linewidth=2)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_title("Sparsity of each weight matrix", loc="left", fontweight="bold")
+        axes.set_title("Sparsity of each weight matrix, %", loc="left", fontweight="bold")
         bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 6 / height), aspect=25, format=PercentFormatter(1))
         bar.outline.set_visible(False)
         _save(figure, path)
@@ -115,8 +122,8 @@ def _offsets(levels: Sequence[Entry]) -> dict[str, float]:
     methods = list(dict.fromkeys(entry.method for entry in levels))
     sparsities = sorted({entry.sparsity for entry in levels})
     gap = min((b - a for a, b in pairwise(sparsities)), default=0.1)
-    places = np.linspace(-0.05, 0.05, len(methods)) if len(methods) > 1 else [0.0]
-    return {method: float(gap * place) for method, place in zip(methods, places, strict=True)}
+    apart = min(0.1 * gap / max(len(methods) - 1, 1), 0.02 * max(sparsities[-1] - sparsities[0], gap))
+    return {method: (i - (len(methods) - 1) / 2) * apart for i, method in enumerate(methods)}
 
 
 def _sparsity_ticks(axes: Axes, levels: Sequence[Entry]) -> None:
@@ -166,11 +173,12 @@ def _difference_band(axes: Axes, levels: Sequence[Entry], score: str, max_drop: 
     """The target, and limits that keep the levels near it apart; a level far below runs off the picture."""
     axes.axhline(0, color="0.25", linewidth=1.4, zorder=1)
     axes.axhspan(-max_drop, 0, color="#009E73", alpha=0.12, linewidth=0, zorder=0)
-    shown = -max(6 * max_drop, 3.0)
     lowest = min(entry.figures[f"{score}_low"] for entry in levels)
     highest = max(entry.figures[f"{score}_high"] for entry in levels)
-    bottom = max(lowest, shown)
-    axes.set_ylim(bottom - 0.5, max(highest, 0) + 0.5)
+    bottom = min(max(lowest, -max(6 * max_drop, 3.0)), -max_drop)
+    top = max(highest, 0)
+    margin = 0.1 * (top - bottom) or 1.0
+    axes.set_ylim(bottom - margin, top + margin)
     axes.annotate(
         f"target: at most {max_drop:g} below",
         (1, -max_drop),

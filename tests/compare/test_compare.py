@@ -138,6 +138,16 @@ def test_without_placeholders_or_several_references(project: Any, compare: Run) 
     assert "human line |" not in project.read("compare/levels.md")
 
 
+def test_a_control_below_the_copy_floor_is_pointed_out(project: Any, compare: Run) -> None:
+    assert "not learnt" not in compare() + project.read("compare/levels.md")
+    references = json.loads(project.read("metrics/references.json"))
+    project.write_json("metrics/references.json", references | {"copy_bleu": 48.3})
+    shown = " ".join(compare().split())
+    sentence = "Dense (48.2 BLEU) is below the copy floor (48.3)"
+    assert sentence in shown
+    assert sentence in project.read("compare/levels.md")
+
+
 def test_long_tables_for_plots(project: Any, compare: Run) -> None:
     compare()
     curve = [(row["method"], row["sparsity"], row["bleu"]) for row in project.rows("quality.csv")]

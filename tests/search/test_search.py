@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from stages import experiments
 from stages.experiments import Result
 from stages.layout import Level
 from stages.params import Search
 from stages.search import bisect, bounds, grid
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_finds_the_sparsest_level_that_holds(searched: tuple[Any, str]) -> None:
@@ -229,6 +232,21 @@ def test_bad_method_and_no_commit(project: Any) -> None:
     assert status == 1
     assert "commit it first" in err
     assert "Traceback" not in err
+
+
+def test_graph_lets_dvc_keep_runs_in_its_cache() -> None:
+    """DVC keeps no run of a stage with a plain out that is `cache: false`: a found level would be made again."""
+    graph = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
+    uncached = {
+        name: [
+            out
+            for out in stage.get("outs", [])
+            if isinstance(out, dict) and not next(iter(out.values())).get("cache", True)
+        ]
+        for name, stage in graph["stages"].items()
+        if name != "compare"
+    }
+    assert {name: outs for name, outs in uncached.items() if outs} == {}
 
 
 def result(sparsity: float) -> Result:
