@@ -10,6 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 repro: $(VENV)/installed  ## the whole pipeline: what changed runs, the rest is kept
 	dvc repro
+	@python -m stages.sync
 	@python -m stages.compare --show
 
 test: $(VENV)/installed lint  ## lint, types, unit tests and one run of the real pipeline on small data
@@ -22,7 +23,7 @@ lint: $(VENV)/installed
 
 ui: $(VENV)/installed  ## bring MLflow up to date with dvc.lock and serve it on loopback
 	python -m stages.sync
-	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000}
+	python -m stages.ui --port $${PORT:-5000}
 
 clean-environment:
 	rm -rf $(VENV)

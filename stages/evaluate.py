@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from stages import layout, params
 from stages.errors import UserError, command
 from stages.files import write_json
+from stages.tracking.live import track
 
 if TYPE_CHECKING:
     from stages.evaluation.inputs import Inputs
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.evaluate", description="Evaluate one generator.")
     parser.add_argument("key", metavar="KEY", help="baseline, dense, or a level such as magnitude-0.5")
     key = parser.parse_args(arguments).key
-    settings = params.load("runtime", "data", "evaluate")
+    settings = params.load("runtime", "data", "evaluate", "tracking")
 
     # Missing inputs are found before torch is imported.
     from stages.evaluation.inputs import read_inputs, read_predictions
@@ -47,15 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from stages.runtime import prepare
 
     prepare(settings.runtime)
-    start = time.perf_counter()
-    generator = checkpoint.load(layout.model_folder(key))
-    load_seconds = time.perf_counter() - start
-    baseline = generator if key == layout.BASELINE else checkpoint.load(layout.model_folder(layout.BASELINE))
+    with track("evaluate", key, settings) as run:
+        start = time.perf_counter()
+        generator = checkpoint.load(layout.model_folder(key))
+        load_seconds = time.perf_counter() - start
+        baseline = generator if key == layout.BASELINE else checkpoint.load(layout.model_folder(layout.BASELINE))
 
-    figures = _evaluate(key, generator, settings, test=test, validation=validation, control=control)
-    write_json(layout.metrics_file("evaluate", key), figures)
-    speed = _time(generator, baseline, settings, test) | {"load_seconds": load_seconds}
-    write_json(layout.BENCHMARK / f"{key}.json", speed)
+        figures = _evaluate(key, generator, settings, test=test, validation=validation, control=control)
+        write_json(layout.metrics_file("evaluate", key), figures)
+        speed = _time(generator, baseline, settings, test) | {"load_seconds": load_seconds}
+        write_json(layout.BENCHMARK / f"{key}.json", speed)
+        run.log_metrics(figures | speed)
     _show(key, figures, speed, settings.evaluate.confidence)
 
 

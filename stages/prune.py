@@ -19,7 +19,6 @@ from stages.errors import command
 from stages.files import digest, replacing, write_json
 from stages.runtime import prepare
 from stages.text.pairs import Pairs, read_pairs
-from stages.tracking.live import track
 
 if TYPE_CHECKING:
     from stages.models.anatomy import Anatomy
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Choose which weights of the baseline a level sets to zero.")
     parser.add_argument("level", help="method and sparsity, as in magnitude-0.5")
     level = layout.Level.parse(parser.parse_args(arguments).level)
-    settings = params.load("prune", "train", "runtime", "tracking")
+    settings = params.load("prune", "train", "runtime")
     params.check_method(level.method)
     prepare(settings.runtime)
 
@@ -51,28 +50,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seed = settings.runtime.seed
     batches = sample(generator, training.sources, training.targets, settings.prune.calibration, seed)
 
-    with track("prune", level.key, settings) as run:
+    if chosen.shrink:
+        _penalise(generator, described, chosen, level.method, settings, training, validation)
+    context = criterion.Context(
+        model=generator.model,
+        weights=described.weights,
+        batches=batches,
+        seed=seed,
+    )
+    chosen_masks = masks.select(chosen.importance(context), level.sparsity, settings.prune.scope)
+    with replacing(layout.pruned_folder(level.key)) as folder:
+        folder.mkdir()
+        masks.save(chosen_masks, folder / masks.MASKS_FILE)
         if chosen.shrink:
-            _penalise(generator, described, chosen, level.method, settings, training, validation)
-        context = criterion.Context(
-            model=generator.model,
-            weights=described.weights,
-            batches=batches,
-            seed=seed,
-        )
-        chosen_masks = masks.select(chosen.importance(context), level.sparsity, settings.prune.scope)
-        with replacing(layout.pruned_folder(level.key)) as folder:
-            folder.mkdir()
-            masks.save(chosen_masks, folder / masks.MASKS_FILE)
-            if chosen.shrink:
-                changes.save(generator.model, folder / changes.WEIGHTS_FILE)
-        masks.apply(described.weights, chosen_masks)
-        metrics = report.counts(generator.model, described) | {
-            "validation_loss": mean_loss(generator, validation.sources, validation.targets, batch_size=128),
-        }
-        report.write_layers(layout.METRICS / "prune" / f"{level.key}.layers.csv", described)
-        write_json(layout.metrics_file("prune", level.key), metrics)
-        run.log_metrics(metrics)
+            changes.save(generator.model, folder / changes.WEIGHTS_FILE)
+    masks.apply(described.weights, chosen_masks)
+    metrics = report.counts(generator.model, described) | {
+        "validation_loss": mean_loss(generator, validation.sources, validation.targets, batch_size=128),
+    }
+    report.write_layers(layout.METRICS / "prune" / f"{level.key}.layers.csv", described)
+    write_json(layout.metrics_file("prune", level.key), metrics)
 
 
 def _penalise(
