@@ -145,7 +145,7 @@ def check_builds(settings: params.Params) -> Any:
     from stages.models.build import build
 
     torch.manual_seed(0)
-    generator = build(settings.model, TEXTS, settings.data.placeholder)
+    generator = build(settings.model, TEXTS)
     batch = generator.collate(generator.encode(TEXTS[::2], TEXTS[1::2]))
     with torch.no_grad():
         assert torch.isfinite(generator.model(**batch).loss)
@@ -207,16 +207,16 @@ def test_warm_start_from_the_packaged_minilm(apply: Apply, project: Path) -> Non
 
 def test_values_on_the_command_line_have_the_last_word(apply: Apply) -> None:
     settings = apply(
-        "train.epochs=5", "t5-tiny", "sweep.sparsity=[0.6, 0.8]", "model.config.d_ff=256", "data.split=fold"
+        "train.epochs=7", "t5-tiny", "sweep.sparsity=[0.6, 0.8]", "model.config.d_ff=256", "data.split=fold"
     )
-    assert settings.train.epochs == 5
+    assert settings.train.epochs == 7
     assert settings.sweep.sparsity == [0.6, 0.8]
     assert settings.data.split == "fold"
     assert settings.model.config["d_ff"] == 256
     assert settings.model.config["d_model"] == 128
     text = Path("params.yaml").read_text()
     assert re.search(r"^  sparsity: \[0\.6, 0\.8\] +# share", text, re.M)
-    assert re.search(r"^  epochs: 5 {19}# passes", text, re.M)
+    assert re.search(r"^  epochs: 7 {19}# passes", text, re.M)
     assert re.search(r"^  hub: null {19}# ", text, re.M)
     apply("data.split=")
     assert values()["data"]["split"] is None
@@ -230,7 +230,7 @@ def test_dvc_reads_the_same_values(apply: Apply) -> None:
 
 
 def test_what_changed_is_shown(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["crosswoz", "train.epochs=8"])
+    main(["crosswoz", f"train.epochs={values()['train']['epochs']}"])
     shown = capsys.readouterr().out
     assert re.search(r"data\.language +en +zh", shown)
     assert "train.epochs" not in shown
