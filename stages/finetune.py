@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from stages import layout, params
 from stages.errors import command
 from stages.files import write_json
-from stages.runtime import prepare
+from stages.runtime import prepare, writes_outputs
 from stages.text.pairs import read_pairs
 from stages.tracking.live import track
 
@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             callbacks=[holder, *run.callbacks()],
         )
         masks.check_held(described.weights, holder.masks)
+        if not writes_outputs():
+            return
         checkpoint.save(
             generator,
             layout.model_folder(key),

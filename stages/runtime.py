@@ -27,6 +27,16 @@ def prepare(runtime: Runtime) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
+def processes() -> int:
+    """How many processes train together: those `torchrun` started, else one."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def writes_outputs() -> bool:
+    """Whether this process writes and tracks: the first of those that train together."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def autocast_bf16(runtime: Runtime) -> bool:
     """Whether training computes in bf16 (weights stay fp32).
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from stages import layout, params
 from stages.errors import command
 from stages.files import write_json
-from stages.runtime import prepare
+from stages.runtime import prepare, writes_outputs
 from stages.text.pairs import read_pairs
 from stages.tracking.live import track
 
@@ -44,6 +44,8 @@ def main() -> None:
             keep_best=True,
             patience=settings.train.early_stopping_patience,
         )
+        if not writes_outputs():
+            return
         checkpoint.save(generator, layout.model_folder(layout.BASELINE))
         metrics = {
             "loss": outcome.validation_loss,

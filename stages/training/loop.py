@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from stages.errors import UserError
 from stages.models.checkpoint import IGNORED, Generator
 from stages.params import Optimization, Runtime
-from stages.runtime import autocast_bf16
+from stages.runtime import autocast_bf16, processes, writes_outputs
 from stages.training.bucketing import StepBucketSampler
 from stages.training.progress import ShowProgress
 
@@ -93,7 +93,8 @@ def train(
         vars(generator.model.config).pop("use_cache", None)
     generator.model.eval()
     final = _final_loss(trainer, keep_best)
-    shutil.rmtree(scratch, ignore_errors=True)
+    if writes_outputs():
+        shutil.rmtree(scratch, ignore_errors=True)
     return Outcome(
         steps=trainer.state.global_step,
         epochs=float(trainer.state.epoch or 0),
@@ -103,9 +104,8 @@ def train(
 
 
 def total_steps(examples: int, optimization: Optimization) -> int:
-    """Optimizer steps of one process that `optimization.epochs` over so many examples take."""
-    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    batch = optimization.batch_size * optimization.gradient_accumulation * world
+    """Optimizer steps that `optimization.epochs` over so many examples take."""
+    batch = optimization.batch_size * optimization.gradient_accumulation * processes()
     return max(1, math.ceil(optimization.epochs * math.ceil(examples / batch)))
 
 

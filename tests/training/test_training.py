@@ -33,7 +33,7 @@ def examples(generator: Any) -> list[dict[str, list[int]]]:
 
 def fit(generator: Any, settings: Any, tmp_path: Path, callbacks: Any = (), **finetune: Any) -> Any:
     torch.manual_seed(7)
-    section = {"batch_size": 8, "epochs": 5.0, "learning_rate": 0.01, **finetune}
+    section = {"batch_size": 8, "gradient_accumulation": 1, "epochs": 5.0, "learning_rate": 0.01, **finetune}
     made = settings(finetune=section)
     return train(
         generator,
@@ -101,7 +101,7 @@ class Watch(HoldMasks):
 def test_masks_hold_after_every_step_and_reach_the_target(schedule, method, build_family, settings, tmp_path):
     generator = build_family("bert")
     weights = anatomy.describe(generator.model).weights
-    made = settings(finetune={"schedule": schedule, "refresh_steps": 3, "batch_size": 8, "epochs": 5.0})
+    made = settings(finetune={"schedule": schedule, "refresh_steps": 3})
     plan = schedules.plan(made.finetune, 0.7, 20)
     batches = calibration.sample(generator, SOURCES, TARGETS, made.prune.calibration, 0)
     context = criterion.Context(generator.model, weights, batches, 0)
@@ -171,3 +171,44 @@ def test_curve_leaves_cells_empty(tmp_path):
     write_curve(tmp_path / "c.csv", [{"step": 1, "epoch": 0.5, "loss": 2.0}, {"step": 2, "validation_loss": 1.0}])
     rows = list(csv.DictReader((tmp_path / "c.csv").open()))
     assert rows[0]["validation_loss"] == "" and rows[1]["validation_loss"] == "1"
+
+
+def test_steps_of_like_lengths_hold_the_examples_of_a_random_step():
+    from stages.training.bucketing import StepBucketSampler
+
+    lengths = [(7 * i) % 13 for i in range(25)]
+    sampler = StepBucketSampler(lengths, 8, seed=3)
+    first, again = list(sampler), list(sampler)
+    assert first == again and sorted(first) == list(range(25)) and len(sampler) == 25
+    for start in range(0, 25, 8):
+        step = [lengths[i] for i in first[start : start + 8]]
+        assert step == sorted(step)
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+
+
+@pytest.mark.parametrize("schedule", ["one_shot", "cubic"])
+def test_two_processes_train_as_one(schedule, build_family, settings, tmp_path):
+    """Two gloo processes of half the batch: the same masks on both, and one process's loss within rounding."""
+    import json
+    import subprocess
+    import sys
+
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom two_processes import main; main(*sys.argv[2:])\n"
+    )
+    here = str(Path(__file__).parent)
+
+    def losses(count: int) -> list[dict[str, Any]]:
+        out = tmp_path / f"{count}-{schedule}"
+        out.mkdir()
+        port = str(29500 + 7 * count + len(schedule))
+        launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", port)
+        subprocess.run((*launch, str(script), here, schedule, str(out)), check=True, capture_output=True, timeout=300)
+        return [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]
+
+    (alone,), (first, second) = losses(1), losses(2)
+    assert first["masks"] == second["masks"] and first["weights"] == second["weights"]
+    assert first["sparsity"] == alone["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert first["loss"] == pytest.approx(alone["loss"], rel=0.02)

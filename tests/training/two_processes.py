@@ -1,0 +1,74 @@
+"""Run by torchrun: fine-tune a small level and write what each process ended with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from shared import ROOT, SOURCES, TARGETS, family_section, merge
+
+from stages import params
+
+
+def main(schedule: str, out: str) -> None:
+    """Train for a few steps of 16 examples over all processes."""
+    processes = int(os.environ["WORLD_SIZE"])
+    config = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    section = family_section("bert")
+    side = {**section["encoder"], "config": {**section["encoder"]["config"], **config}}
+    changes = {
+        "runtime": {"threads": 1, "precision": "fp32"},
+        "model": {**section, "encoder": side, "decoder": side},
+        "finetune": {
+            "batch_size": 16 // processes,
+            "gradient_accumulation": 1,
+            "epochs": 3.0,
+            "schedule": schedule,
+            "refresh_steps": 2,
+            "bucket_by_length": True,
+        },
+    }
+    settings = params.validate(merge(params.read_yaml(ROOT / "params.yaml"), changes), "params.yaml")
+    from stages.runtime import prepare
+
+    prepare(settings.runtime)
+    from stages.models import anatomy
+    from stages.models.build import build
+    from stages.pruning import criterion, masks, schedules
+    from stages.training.loop import total_steps, train
+    from stages.training.sparsity import HoldMasks
+
+    generator = build(settings.model, SOURCES + TARGETS)
+    weights = anatomy.describe(generator.model).weights
+    context = criterion.Context(generator.model, weights, list, 0)
+    importance = criterion.find("magnitude").importance
+    examples = generator.encode(SOURCES * 16, TARGETS * 16)
+    plan = schedules.plan(settings.finetune, 0.5, total_steps(len(examples), settings.finetune))
+    first = masks.keep_all(weights) if plan else masks.select(importance(context), 0.5, "global")
+    holder = HoldMasks(weights, first, plan, lambda: importance(context), "global")
+    outcome = train(
+        generator,
+        examples,
+        examples[:8],
+        settings.finetune,
+        settings.runtime,
+        Path(out) / "scratch",
+        callbacks=[holder],
+    )
+    masks.check_held(weights, holder.masks)
+    ended = {
+        "loss": outcome.validation_loss,
+        "sparsity": masks.sparsity(holder.masks),
+        "masks": _digest(list(holder.masks.values())),
+        "weights": _digest(list(weights.values())),
+    }
+    (Path(out) / f"{os.environ['RANK']}.json").write_text(json.dumps(ended))
+
+
+def _digest(tensors: list) -> str:
+    return hashlib.md5(b"".join(tensor.detach().numpy().tobytes() for tensor in tensors)).hexdigest()
