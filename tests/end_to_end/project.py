@@ -44,7 +44,7 @@ class Project:
     def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command with this interpreter's tools first on the path."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "PYTHONPATH"))}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "ESPALIER_", "MLFLOW_", "PYTHONPATH"))}
         environment = {**kept, "PATH": path, "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1", **environment}
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=800)
         if check and done.returncode:
