@@ -2,7 +2,7 @@
 
     dvc repro train          (or: python -m stages.train)
 
-In:  outputs/data/{train,validation}.parquet; params `model`, `train`, `runtime`.
+In:  outputs/data/{train,validation}.parquet; params `model`, `data.placeholder`, `train`, `runtime`.
 Out: outputs/models/baseline, a plain transformers folder; outputs/metrics/train.json and train.curve.csv.
 """
 
@@ -19,7 +19,7 @@ from stages.tracking.live import track
 @command
 def main() -> None:
     """Run the stage."""
-    settings = params.load("model", "train", "runtime", "tracking")
+    settings = params.load("data", "model", "train", "runtime", "tracking")
     prepare(settings.runtime)
 
     from stages.models import anatomy, checkpoint
@@ -29,7 +29,7 @@ def main() -> None:
 
     training = read_pairs(layout.DATA / "train.parquet")
     validation = read_pairs(layout.DATA / "validation.parquet")
-    generator = build(settings.model, training.sources + training.targets)
+    generator = build(settings.model, training.sources + training.targets, settings.data.placeholder)
     described = anatomy.describe(generator.model)
 
     with track("train", layout.BASELINE, settings) as run:

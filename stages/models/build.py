@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from transformers import (
@@ -17,7 +17,7 @@ from transformers import (
 from stages.errors import UserError
 from stages.models.checkpoint import Generator, auto_class, load_config, load_model, load_tokenizer
 from stages.models.sharing import share_sides
-from stages.models.tokenizers import train_tokenizer
+from stages.models.tokenizers import keep_placeholders, train_tokenizer
 from stages.params import Model, Side
 
 NEW_IN_ENCODER = ("pooler",)
@@ -25,18 +25,24 @@ NEW_IN_DECODER = ("crossattention", "cls.predictions", "lm_head")
 """Parts that a BERT-type encoder checkpoint may lack and training has to make."""
 
 
-def build(model: Model, texts: Iterable[str]) -> Generator:
+def build(model: Model, texts: Sequence[str], placeholder: str | None = None) -> Generator:
     """Build the generator that `params.model` describes.
 
     Args:
         model: the `model` section of params.yaml.
-        texts: sources and targets of the training split, for a tokenizer of its own.
+        texts: sources and targets of the training split, for the tokenizer.
+        placeholder: regular expression of slots, which a checkpoint's tokenizer has to be able to give back.
 
     Raises:
         UserError: a checkpoint cannot be read, or sizes do not fit together.
     """
     tokenizer = _tokenizer(model, texts)
-    built = _encoder_decoder(model, tokenizer) if model.kind == "encoder_decoder" else _auto(model, tokenizer)
+    size = len(tokenizer)
+    if placeholder:
+        tokenizer = keep_placeholders(tokenizer, texts, placeholder)
+    built = _encoder_decoder(model, tokenizer, size) if model.kind == "encoder_decoder" else _auto(model, tokenizer)
+    if len(tokenizer) > size:
+        _resize(built, len(tokenizer))
     built.generation_config.max_length = None
     built.generation_config.max_new_tokens = model.max_target_tokens
     _check_positions(model, built)
@@ -55,9 +61,9 @@ def _tokenizer(model: Model, texts: Iterable[str]) -> Any:
     return tokenizer
 
 
-def _encoder_decoder(model: Model, tokenizer: Any) -> Any:
-    encoder_config = _side_config(model.encoder, tokenizer, is_decoder=False)
-    decoder_config = _side_config(model.decoder, tokenizer, is_decoder=True)
+def _encoder_decoder(model: Model, tokenizer: Any, size: int) -> Any:
+    encoder_config = _side_config(model.encoder, tokenizer, size, is_decoder=False)
+    decoder_config = _side_config(model.decoder, tokenizer, size, is_decoder=True)
     if model.encoder.checkpoint:
         encoder = load_model(model.encoder.checkpoint, AutoModel, config=encoder_config, new_weights=NEW_IN_ENCODER)
     else:
@@ -84,7 +90,7 @@ def _encoder_decoder(model: Model, tokenizer: Any) -> Any:
     return built
 
 
-def _side_config(side: Side, tokenizer: Any, is_decoder: bool) -> Any:
+def _side_config(side: Side, tokenizer: Any, size: int, is_decoder: bool) -> Any:
     changes = dict(side.config)
     if is_decoder:
         changes |= {"is_decoder": True, "add_cross_attention": True}
@@ -92,9 +98,9 @@ def _side_config(side: Side, tokenizer: Any, is_decoder: bool) -> Any:
         config = load_config(side.checkpoint, **changes)
         if config.model_type not in ("bert", "roberta"):
             raise UserError(f"{side.checkpoint} is a {config.model_type}, not a BERT or RoBERTa: see model.kind")
-        if len(tokenizer) > config.vocab_size:
+        if size > config.vocab_size:
             raise UserError(
-                f"the tokenizer has {len(tokenizer)} entries, {side.checkpoint} only {config.vocab_size}: "
+                f"the tokenizer has {size} entries, {side.checkpoint} only {config.vocab_size}: "
                 "both sides need one tokenizer; set model.tokenizer.checkpoint"
             )
         return config
@@ -117,6 +123,14 @@ def _auto(model: Model, tokenizer: Any) -> Any:
     if built.generation_config.pad_token_id is None:
         built.generation_config.pad_token_id = tokenizer.pad_token_id
     return built
+
+
+def _resize(built: Any, size: int) -> None:
+    """Make room for added tokens, on both sides of an encoder-decoder of two models."""
+    for part in (built.encoder, built.decoder) if isinstance(built, EncoderDecoderModel) else (built,):
+        if part.get_input_embeddings().num_embeddings < size:
+            part.resize_token_embeddings(size)
+    built.config.vocab_size = size
 
 
 def _scratch_config(architecture: str, changes: dict[str, Any], tokenizer: Any) -> Any:

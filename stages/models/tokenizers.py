@@ -1,11 +1,12 @@
-"""A tokenizer trained on the training split."""
+"""A tokenizer trained on the training split, or a checkpoint's fitted to it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 PAD, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
@@ -56,4 +57,32 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool) -> A
         cls_token=START,
         sep_token=END,
         clean_up_tokenization_spaces=False,
+    )
+
+
+def keep_placeholders(tokenizer: Any, texts: Iterable[str], pattern: str) -> Any:
+    """A tokenizer that gives back all placeholders of the texts: the given one if it does already.
+
+    WordPiece folds case and drops spaces: `#HOTEL-NAME#` would come out as `# hotel - name #`, a slot lost whatever
+    the model learns. Each placeholder that is lost becomes a token of its own. Tokenizers that work on bytes lose none.
+    """
+    found = sorted({match.group() for text in texts for match in re.finditer(pattern, text)})
+    spelt = tokenizer(found, add_special_tokens=False)["input_ids"] if found else []
+    lost = [
+        placeholder
+        for placeholder, ids in zip(found, spelt, strict=True)
+        if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != placeholder
+    ]
+    if not lost:
+        return tokenizer
+    tokenizer.add_tokens([AddedToken(placeholder, normalized=False) for placeholder in lost])
+    if not tokenizer.is_fast or not isinstance(tokenizer.backend_tokenizer.decoder, decoders.WordPiece):
+        return tokenizer
+    # The decoder would join punctuation to words, and `#NAME# .` come out without its space. BertTokenizer puts
+    # that decoder back whenever it is loaded, so the tokenizer goes on under the general class.
+    tokenizer.backend_tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        clean_up_tokenization_spaces=False,
+        **tokenizer.special_tokens_map,
     )

