@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+# A shell without job control starts what it puts in the background with Ctrl-C ignored, and children inherit that; the
+# tests of Ctrl-C need it to mean something.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["ESPALIER_TRACKING"] = "off"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
