@@ -7,16 +7,19 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# A shell without job control starts what it puts in the background with Ctrl-C ignored, and children inherit that; the
-# tests of Ctrl-C need it to mean something.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ["ESPALIER_TRACKING"] = "off"
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import pytest
 from shared import ROOT, SOURCES, TARGETS, family_section, merge
 
 from stages import params
+
+
+def pytest_configure() -> None:
+    """Before anything heavy is imported."""
+    os.environ["ESPALIER_TRACKING"] = "off"
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # A shell without job control starts what it puts in the background with Ctrl-C ignored, and children inherit
+    # that; the tests of Ctrl-C need it to mean something.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
