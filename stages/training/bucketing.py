@@ -12,9 +12,10 @@ class StepBucketSampler(Sampler[int]):
     """Random examples for every optimizer step, sorted by length among the batches that the step accumulates.
 
     Batches of like lengths drawn from more than one step are the usual way, and save more padding; but a step
-    then sees only short or only long texts. On the default data that cost 4 to 30 BLEU after three epochs
-    (47 with random steps), whether batches were shuffled or not. Sorted within the step, gradients are those of a
-    random batch, up to rounding, at two thirds of the time with two batches a step.
+    then sees only short or only long texts. Validation BLEU on the default data after three epochs, one seed: 41
+    with such batches shuffled, against 44 with random ones (placeholders as single tokens); 15 with transformers'
+    unshuffled ones, against 47 (placeholders spelt). Sorted within the step, gradients are those of a random
+    batch, up to rounding, at two thirds of the time with two batches a step.
 
     The order depends on the seed and the epoch alone, so every process of a distributed run, and a resumed
     run, has the same one.
