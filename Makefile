@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: repro test lint ui clean-environment
 
 repro: $(VENV)/installed  ## the whole pipeline: what changed runs, the rest is kept
-	dvc repro
+	python -m stages.sweep
 	@python -m stages.sync
 	@python -m stages.compare --show
 

@@ -11,10 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +24,7 @@ from stages.errors import UserError
 from stages.files import read_json
 from stages.layout import Level
 from stages.params import PARAMS_FILE
+from stages.shell import dvc, git, last_line, start_dvc, stopping
 from stages.tracking.client import tracking_uri
 
 NO_EFFECT = ("sweep", "search", "target", "tracking")
@@ -59,9 +57,9 @@ def in_workspace(levels: Sequence[Level]) -> list[Result]:
     if not levels:
         return []
     targets = ["evaluate_dense", *(f"evaluate@{level.key}" for level in levels)]
-    answer = _dvc("status", "--json", "--with-deps", *targets)
+    answer = dvc("status", "--json", "--with-deps", *targets)
     if answer.returncode:
-        raise UserError(f"`dvc status` failed: {_last_line(answer.stderr)}")
+        raise UserError(f"`dvc status` failed: {last_line(answer.stderr)}")
     changed = set(json.loads(answer.stdout))
     if any("@" not in name for name in changed):
         return []  # something that every level depends on
@@ -86,7 +84,7 @@ def earlier(level: Level, files: Sequence[str]) -> Result | None:
         return None
     for name, reference in _experiments(level):
         everything_else = ("outputs", "docs", "tests", "dvc.lock", str(PARAMS_FILE))
-        same_files = not _git(
+        same_files = not git(
             "diff", "--quiet", reference, "--", ".", *(f":(exclude){path}" for path in everything_else)
         ).returncode
         if same_files and _effective(_show(reference, PARAMS_FILE)) == _effective(PARAMS_FILE.read_text("utf-8")):
@@ -105,7 +103,7 @@ def make(level: Level, files: Sequence[str]) -> Result:
         UserError: DVC cannot start, or a stage failed.
         KeyboardInterrupt: after the experiment was stopped in good order.
     """
-    if _git("rev-parse", "--verify", "--quiet", "HEAD").returncode:
+    if git("rev-parse", "--verify", "--quiet", "HEAD").returncode:
         raise UserError("the project is no git repository with a commit, which DVC experiments need: commit it first")
     taken = {name for name, _ in _experiments(level)}
     name = next(name for name in _names(level) if name not in taken)
@@ -126,18 +124,7 @@ def _run_experiment(arguments: Sequence[str]) -> int:
     DVC takes uncommitted edits off the workspace for a moment (git stash) before it starts. A process group of its
     own keeps Ctrl-C from it in that moment.
     """
-    environment = os.environ | {
-        "MLFLOW_TRACKING_URI": tracking_uri(),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYTHONUNBUFFERED": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=environment,
-    )
+    process = start_dvc(*arguments, changes={"MLFLOW_TRACKING_URI": tracking_uri()})
     assert process.stdout is not None
     running = asked = False
 
@@ -147,7 +134,7 @@ def _run_experiment(arguments: Sequence[str]) -> int:
         if running and process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
 
-    with _handling(stop):
+    with stopping(stop):
         advice = False
         for line in process.stdout:
             advice |= line.startswith(ADVICE)
@@ -163,18 +150,6 @@ def _run_experiment(arguments: Sequence[str]) -> int:
     return status
 
 
-@contextmanager
-def _handling(handler: Any) -> Iterator[None]:
-    """Have a handler take Ctrl-C, termination and a closed terminal."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, old in zip(numbers, before, strict=True):
-            signal.signal(number, old)
-
-
 def _names(level: Level) -> Iterator[str]:
     """Names for experiments of one level: the later ones were made from other code or params."""
     yield f"search-{level.key}"
@@ -187,7 +162,7 @@ def _names(level: Level) -> Iterator[str]:
 def _experiments(level: Level) -> list[tuple[str, str]]:
     """Names and git references of all experiments of a level, whatever commit they started from; newest first."""
     first = f"search-{level.key}"
-    answer = _git("for-each-ref", "--sort=-committerdate", "--format=%(refname)", "refs/exps/")
+    answer = git("for-each-ref", "--sort=-committerdate", "--format=%(refname)", "refs/exps/")
     found = [(reference.rpartition("/")[2], reference) for reference in answer.stdout.split()]
     return [(name, ref) for name, ref in found if name == first or name.startswith(f"{first}-run")]
 
@@ -212,7 +187,7 @@ def _unversioned(files: Sequence[str]) -> list[str]:
     for name in files:
         if not _is_local(name):
             continue
-        for other in filter(None, _git("ls-files", "--others", "-z", "--", name).stdout.split("\0")):
+        for other in filter(None, git("ls-files", "--others", "-z", "--", name).stdout.split("\0")):
             if not Path(f"{other}.dvc").exists():
                 folders = [folder for folder in Path(other).parents[-2::-1] if not _versioned(folder.as_posix())]
                 found[folders[0].as_posix() if folders else other] = None
@@ -226,24 +201,11 @@ def _is_local(name: str) -> bool:
 
 @cache
 def _versioned(folder: str) -> bool:
-    return bool(_git("ls-files", "--", folder).stdout)
+    return bool(git("ls-files", "--", folder).stdout)
 
 
 def _show(reference: str, path: Path) -> str:
-    answer = _git("show", f"{reference}:./{path.as_posix()}")
+    answer = git("show", f"{reference}:./{path.as_posix()}")
     if answer.returncode:
         raise UserError(f"experiment {reference.rpartition('/')[2]} has no {path}: remove it with `dvc exp remove`")
     return answer.stdout
-
-
-def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", check=False)
-
-
-def _dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
-
-
-def _last_line(text: str) -> str:
-    return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from stages.errors import UserError
 
+CHECKPOINTS = Path("data/checkpoints")
+"""Local checkpoints to start from; a dep of `train`."""
 OUTPUTS = Path("outputs")
 DATA = OUTPUTS / "data"
 MODELS = OUTPUTS / "models"

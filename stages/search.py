@@ -167,7 +167,7 @@ def _say(console: object, text: str) -> None:
 def _files(settings: Params) -> list[str]:
     """Data and checkpoints that params name and that may be local files.
 
-    Data under DVC is left out: the graph depends on it, so DVC brings it along. On checkpoints it does not.
+    Data under DVC is left out: the graph depends on it, so DVC brings it along. Checkpoints may be outside of it.
     """
     model, data = settings.model, settings.data.path
     named = [model.checkpoint, model.tokenizer.checkpoint, model.encoder.checkpoint, model.decoder.checkpoint]

@@ -2,11 +2,15 @@
 
     dvc repro train          (or: python -m stages.train)
 
-In:  outputs/data/{train,validation}.parquet; params `model`, `data.placeholder`, `train`, `runtime`.
+In:  outputs/data/{train,validation}.parquet; checkpoints to start from in data/checkpoints, if any; params `model`,
+     `data.placeholder`, `train`, `runtime`.
 Out: outputs/models/baseline, a plain transformers folder; outputs/metrics/train.json and train.curve.csv.
 """
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 from stages import layout, params
 from stages.errors import command
@@ -21,6 +25,7 @@ def main() -> None:
     """Run the stage."""
     settings = params.load("data", "model", "train", "runtime", "tracking")
     prepare(settings.runtime)
+    _warn_of_unseen(settings.model)
 
     from stages.models import anatomy, checkpoint
     from stages.models.build import build
@@ -57,6 +62,17 @@ def main() -> None:
         write_curve(layout.METRICS / "train.curve.csv", outcome.curve)
         write_json(layout.metrics_file("train"), metrics)
         run.log_metrics(metrics)
+
+
+def _warn_of_unseen(model: params.Model) -> None:
+    """Say which local checkpoints DVC does not see the files of."""
+    named = (model.checkpoint, model.encoder.checkpoint, model.decoder.checkpoint, model.tokenizer.checkpoint)
+    for name in dict.fromkeys(filter(None, named)):
+        if Path(name).is_dir() and not Path(name).absolute().is_relative_to(layout.CHECKPOINTS.absolute()):
+            print(
+                f"warning: {name} is outside {layout.CHECKPOINTS}, so DVC does not see when it changes: move it there",
+                file=sys.stderr,
+            )
 
 
 if __name__ == "__main__":

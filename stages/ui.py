@@ -3,20 +3,22 @@
     python -m stages.ui [--port 5000]
 
 In:  the database that runs go to (mlflow.db, or MLFLOW_TRACKING_URI).
-Out: a server at 127.0.0.1 until Ctrl-C, and the address of the page that compares levels. If MLFLOW_TRACKING_URI is
-     a server already, only the address.
+Out: a server at 127.0.0.1 until Ctrl-C or termination, and the address of the page that compares levels. If
+     MLFLOW_TRACKING_URI is a server already, only the address.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
 
 from stages import params
 from stages.errors import UserError, command
+from stages.shell import stopping
 from stages.tracking.client import is_server, project, tracking_uri, workspace
 from stages.tracking.view import link
 
@@ -54,12 +56,17 @@ def _serve(uri: str, port: int) -> None:
     # Job execution is for judging the texts of language models: eight more processes, 2 GB of memory.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     quiet |= {"PYTHONWARNINGS": "ignore"}
-    process = subprocess.Popen(server, env={**os.environ, **quiet})
-    try:
+    process = subprocess.Popen(server, env={**os.environ, **quiet}, start_new_session=True)
+    asked = False
+
+    def stop(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        os.killpg(process.pid, signal.SIGTERM)
+
+    with stopping(stop):
         status = process.wait()
-    except KeyboardInterrupt:
-        process.wait()  # Ctrl-C reached it too
-    else:
+    if not asked:
         raise UserError(f"MLflow's server ended with status {status}")
 
 

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class Pipeline:
             self.entries = [Entry.parse(name, values) for name, values in recorded.items()]
         except (AttributeError, KeyError, TypeError):
             raise UserError(f"{lock} is not a lock file of DVC 2 or later: run `dvc repro`") from None
-        self._md5 = cache(self._md5_of_file)
+        self._md5 = cache(partial(md5_of, root))
 
     def current_entries(self) -> list[Entry]:
         """Entries made from what their upstream stages have in the lock now, all the way up.
@@ -126,7 +126,7 @@ class Pipeline:
         if entry is not None:
             values |= {name: value for name, value in entry.params.items() if name in values}
             files |= {path: md5 for path, md5 in entry.deps.items() if path in files}
-        return Inputs(values, {path: md5 for path, md5 in files.items() if md5 and not md5.endswith(".dir")})
+        return Inputs(values, {path: md5 for path, md5 in files.items() if md5})
 
     def _resolve(self, item: Any, context: Mapping[str, str]) -> str | None:
         """Fill in the templates of a name or path of dvc.yaml; None where one stays open."""
@@ -142,12 +142,24 @@ class Pipeline:
         resolved = _TEMPLATE.sub(fill, item)
         return None if _TEMPLATE.search(resolved) else resolved
 
-    def _md5_of_file(self, path: str) -> str:
-        try:
-            with (self.root / path).open("rb") as file:
-                return hashlib.file_digest(file, "md5").hexdigest()
-        except OSError:  # a folder, or not there
-            return ""
+
+def md5_of(root: Path, path: str) -> str:
+    """md5 of a file or folder as dvc.lock has it; "" if there is none. (.dvcignore is not looked at.)"""
+    place = root / path
+    if not place.is_dir():
+        return _md5_of_file(place) if place.is_file() else ""
+    files = [
+        {"md5": _md5_of_file(file), "relpath": file.relative_to(place).as_posix()}
+        for file in place.rglob("*")
+        if file.is_file()
+    ]
+    files.sort(key=lambda file: file["relpath"])
+    return f"{hashlib.md5(json.dumps(files, sort_keys=True).encode()).hexdigest()}.dir"
+
+
+def _md5_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def split_name(name: str) -> tuple[str, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
@@ -16,6 +17,8 @@ def sample(
 ) -> Batches:
     """Draw calibration batches from the training split, through the collator that training uses.
 
+    They are drawn at the first call of what is returned: most criteria need none.
+
     Args:
         generator: encodes and collates; its padding is masked and so left out of every score.
         sources: inputs of the training split.
@@ -23,13 +26,16 @@ def sample(
         calibration: how many pairs, and how many a batch. Fewer are used if the split is smaller.
         seed: of the draw, which is without replacement.
     """
-    order = torch.randperm(len(sources), generator=torch.Generator().manual_seed(seed))
-    drawn = order[: calibration.samples].tolist()
-    examples = generator.encode([sources[i] for i in drawn], [targets[i] for i in drawn])
-    size = calibration.batch_size
-    batches = [generator.collate(examples[i : i + size]) for i in range(0, len(examples), size)]
+
+    @cache
+    def drawn() -> list[dict[str, torch.Tensor]]:
+        order = torch.randperm(len(sources), generator=torch.Generator().manual_seed(seed))
+        chosen = order[: calibration.samples].tolist()
+        examples = generator.encode([sources[i] for i in chosen], [targets[i] for i in chosen])
+        size = calibration.batch_size
+        return [generator.collate(examples[i : i + size]) for i in range(0, len(examples), size)]
 
     def on_device() -> list[dict[str, torch.Tensor]]:
-        return [{name: t.to(generator.device) for name, t in batch.items()} for batch in batches]
+        return [{name: t.to(generator.device) for name, t in batch.items()} for batch in drawn()]
 
     return on_device

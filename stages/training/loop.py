@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from stages.errors import UserError
+from stages.models.attention import trained_fast
 from stages.models.checkpoint import IGNORED, Generator
 from stages.params import Optimization, Runtime
 from stages.runtime import autocast_bf16, processes, writes_outputs
@@ -84,8 +85,10 @@ def train(
         callbacks=[*callbacks, *stops, _StopOnDivergence(), progress],
     )
     trainer.remove_callback(PrinterCallback)
+    longest = max(len(ids) for example in examples for ids in example.values())
     try:
-        trainer.train()
+        with trained_fast(generator.model, longest, bf16=arguments.bf16):
+            trainer.train()
     finally:
         progress.close()
     vars(generator.model.config).update(config_before)

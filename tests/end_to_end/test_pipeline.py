@@ -108,9 +108,20 @@ def test_touching_a_criterion_leaves_clean_and_train_alone(finished):
     assert changed == {"prune@magnitude-0.6", "finetune@magnitude-0.6", "finetune_dense"}
 
 
-def test_another_clone_gives_the_same_bits(finished, tmp_path):
+def test_another_checkpoint_to_start_from_trains_anew(finished):
+    path = finished.root / "data/checkpoints/own/config.json"
+    path.parent.mkdir()
+    try:
+        path.write_text("{}")
+        status = json.loads(finished.run("dvc", "status", "--json").stdout)
+    finally:
+        shutil.rmtree(path.parent)
+    assert status.keys() == {"train"}
+
+
+def test_another_clone_gives_the_same_bits_also_side_by_side(finished, tmp_path):
     other = small.make(tmp_path)
-    other.repro()
+    other.run("python", "-m", "stages.sweep", "-j", "2")
     ours, theirs = finished.locked(), other.locked()
     assert {path for path in theirs if ours.get(path) != theirs[path]} == set()
     assert len(theirs) > 20

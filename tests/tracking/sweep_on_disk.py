@@ -10,7 +10,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.tracking.pipeline import leaves
+from stages.tracking.pipeline import leaves, md5_of
 
 REPOSITORY = Path(__file__).parents[2]
 DATA = [f"outputs/data/{split}.parquet" for split in ("train", "validation", "test")]
@@ -25,7 +25,7 @@ STAGES: dict[str, Any] = {
     },
     "train": {
         "cmd": "python -m stages.train",
-        "deps": ["stages/train.py", *DATA[:2]],
+        "deps": ["stages/train.py", "data/checkpoints", *DATA[:2]],
         "params": ["model", "train", "runtime"],
         "outs": [BASELINE, "outputs/metrics/train.json", "outputs/metrics/train.curve.csv"],
     },
@@ -111,6 +111,7 @@ class Sweep:
         for method in {level.rpartition("-")[0] for level in self.levels}:
             self.write(f"stages/criteria/{method}.py", f"# {method}\n")
         self.write("data/raw/multiwoz.csv.gz", "rows")
+        self.write("data/checkpoints/README.md", "none")
         self.lock: dict[str, Any] = {}
 
     def write(self, path: str, text: str) -> None:
@@ -169,6 +170,8 @@ class Sweep:
             self.lock[name]["params"] = {"params.yaml": params}
 
     def _md5(self, path: str) -> dict[str, Any]:
+        if (self.root / path).is_dir():
+            return {"path": path, "hash": "md5", "md5": md5_of(self.root, path)}
         data = (self.root / path).read_bytes()
         return {"path": path, "hash": "md5", "md5": hashlib.md5(data).hexdigest(), "size": len(data)}
 

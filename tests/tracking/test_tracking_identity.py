@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from sweep_on_disk import LEVELS, REPOSITORY, Sweep
 
 from stages.errors import UserError
 from stages.tracking.identity import Run, in_lock, on_disk
-from stages.tracking.pipeline import Entry, Pipeline, split_name
+from stages.tracking.pipeline import Entry, Pipeline, md5_of, split_name
 
 
 def lock_runs(sweep: Sweep) -> list[Run]:
@@ -63,7 +65,9 @@ def test_a_shared_param_starts_a_revision(sweep: Sweep, name: str, value: object
     assert not set(before.values()) & set(identities(sweep).values())
 
 
-@pytest.mark.parametrize("name", ["stages/train.py", "stages/evaluate.py", "data/raw/multiwoz.csv.gz"])
+@pytest.mark.parametrize(
+    "name", ["stages/train.py", "stages/evaluate.py", "data/raw/multiwoz.csv.gz", "data/checkpoints/own/config.json"]
+)
 def test_shared_code_and_data_start_a_revision(sweep: Sweep, name: str) -> None:
     before = identities(sweep)
     sweep.write(name, "changed")
@@ -183,3 +187,11 @@ def test_the_project_s_own_pipeline_is_understood() -> None:
     for stage in ("train", "prune", "finetune", "evaluate"):
         assert f"stages/{stage}.py" in pipeline.inputs(stage).files
         assert not any(name.startswith(("sweep", "tracking")) for name in pipeline.inputs(stage).params)
+
+
+def test_a_folder_has_the_md5_that_dvc_gives_it(tmp_path: Path) -> None:
+    (tmp_path / "own/b").mkdir(parents=True)
+    (tmp_path / "own/b/x").write_text("1\n")
+    (tmp_path / "own/b-c").write_text("2\n")
+    assert md5_of(tmp_path, "own") == "a0b2188fe747f012c065662de137c83a.dir"  # by DVC 3.67
+    assert md5_of(tmp_path, "none") == ""

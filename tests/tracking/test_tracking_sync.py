@@ -14,11 +14,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_on_disk import LEVELS, Sweep
+from sweep_on_disk import LEVELS, REPOSITORY, Sweep
 
 Runs = Callable[[], dict[str, Any]]
 Sync = Callable[[], str]
@@ -279,3 +280,34 @@ def test_the_page_of_levels_is_kept_in_the_experiment(sweep: Sweep, database: Pa
 def test_from_a_folder_inside(sweep: Sweep, database: Path, sync: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(sweep.root / "outputs")
     assert f"sqlite:///{database}" in sync()
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM])
+def test_the_ui_leaves_no_server_behind(
+    sweep: Sweep, sync: Sync, monkeypatch: pytest.MonkeyPatch, ended_by: signal.Signals
+) -> None:
+    sync()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.ui", "--port", str(port)],
+        cwd=sweep.root,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
+    for _ in range(240):
+        with suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+            break
+        time.sleep(0.25)
+    else:
+        raise AssertionError("no server")
+    process.send_signal(ended_by)
+    assert process.wait(timeout=30) == 0
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health")

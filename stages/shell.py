@@ -1,0 +1,61 @@
+"""Running git and DVC, and who gets Ctrl-C while they run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, termination, and a terminal that was closed."""
+
+
+def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """For DVC: this interpreter first on the path, since stages are `python -m …`, and output line by line."""
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"  # noqa: PTH120
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(changes or {})}
+
+
+def start_dvc(*arguments: str, changes: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Start dvc in a process group of its own, so that the terminal's Ctrl-C reaches it only through us."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dvc", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+        env=environment(changes),
+        **options,
+    )
+
+
+def dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run dvc to its end, its output captured."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+
+
+def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run git to its end, its output captured."""
+    return subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", check=False)
+
+
+def last_line(text: str) -> str:
+    """The last line that says something."""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
+
+
+@contextmanager
+def stopping(handler: Any) -> Iterator[None]:
+    """Have a handler take Ctrl-C, termination and a closed terminal."""
+    before = [signal.signal(number, handler) for number in STOPPING]
+    try:
+        yield
+    finally:
+        for number, old in zip(STOPPING, before, strict=True):
+            signal.signal(number, old)
