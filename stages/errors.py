@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 INTERRUPTED = 130
+GO_ON = "interrupted: finished stages are kept; run the same command to go on"
 
 
 class UserError(Exception):
@@ -18,11 +19,11 @@ class UserError(Exception):
     """
 
 
-def command(main: Callable[..., None]) -> Callable[..., None]:
+def command(main: Callable[..., None], *, interrupted: str = GO_ON) -> Callable[..., None]:
     """Run `main` as a command: a `UserError`, a full disk or Ctrl-C ends in one line on stderr.
 
-    Exit status is 1 for an error and 130 for Ctrl-C. Any other exception is a bug of ours and keeps
-    its traceback.
+    Exit status is 1 for an error and 130 for Ctrl-C, which `interrupted` is said of. Any other exception is a bug
+    of ours and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -32,7 +33,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         except UserError as error:
             _stop(f"error: {error}", 1)
         except KeyboardInterrupt:
-            _stop("interrupted: finished stages are kept; run the same command to go on", INTERRUPTED)
+            _stop(interrupted, INTERRUPTED)
         except BrokenPipeError:
             # The reader of our standard output went away (`| head`); that is not an error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

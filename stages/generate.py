@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +29,7 @@ from stages.files import replacing
 SAMPLING = ("temperature", "top_k", "top_p")
 
 
-@command
+@partial(command, interrupted="interrupted: texts were generated in part; a file given by --output is as it was")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Generate as the command line says."""
     args = _parser().parse_args(arguments)
