@@ -44,10 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dense = layout.predictions_file(layout.DENSE)
     control = None if key == layout.DENSE else read_predictions(dense, "test", test)
 
-    from stages.models import checkpoint
     from stages.runtime import prepare
 
     prepare(settings.runtime)
+
+    from stages.models import checkpoint
+
     with track("evaluate", key, settings) as run:
         start = time.perf_counter()
         generator = checkpoint.load(layout.model_folder(key))
