@@ -85,9 +85,9 @@ def test_files_that_are_no_params(content, tmp_path):
 
 
 def test_exponents_are_numbers(tmp_path):
-    text = (ROOT / "params.yaml").read_text().replace("learning_rate: 0.002", "learning_rate: 2e-3")
+    text = re.sub(r"learning_rate: \S+", "learning_rate: 2e-4", (ROOT / "params.yaml").read_text())
     (tmp_path / "params.yaml").write_text(text)
-    assert params.load("train", path=tmp_path / "params.yaml").train.learning_rate == 0.002
+    assert params.load("train", path=tmp_path / "params.yaml").train.learning_rate == 0.0002
 
 
 @pytest.mark.parametrize(("key", "level"), [("magnitude-0.5", ("magnitude", 0.5)), ("l1-0", ("l1", 0))])

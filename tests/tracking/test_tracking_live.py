@@ -60,7 +60,7 @@ def test_a_stage_s_figures_join_what_sync_makes(sweep: Sweep, database: Path, sy
     assert run.data.metrics["finetune/loss"] == 3 / 21
     assert run.data.metrics["finetune/final_loss"] == 0.5
     assert "prune/validation_loss_after" in run.data.metrics  # its finished stage came along
-    assert run.data.params["prune.l1.strength"] == "0.1"
+    assert run.data.params["prune.l1.strength"] == str(sweep.params["prune"]["l1"]["strength"])
     assert run.data.params["finetune.schedule"] == "cubic"
 
     sweep.run("finetune@l1-0.5", "evaluate@l1-0.5")

@@ -59,7 +59,8 @@ def test_a_run_holds_what_the_files_say(sweep: Sweep, database: Path, sync: Sync
     assert len(history(sweep, run, "finetune/validation_loss")) == 2
 
     params = run.data.params
-    assert (params["method"], params["sparsity"], params["prune.l1.strength"]) == ("l1", "0.9", "0.1")
+    strength = str(sweep.params["prune"]["l1"]["strength"])
+    assert (params["method"], params["sparsity"], params["prune.l1.strength"]) == ("l1", "0.9", strength)
     assert params["finetune.schedule"] == sweep.params["finetune"]["schedule"]
     assert not any(name.startswith(("train.", "model.", "clean.", "sweep")) for name in params)
     assert parent.data.params["train.epochs"] == str(sweep.params["train"]["epochs"])
