@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 repro: $(VENV)/installed  ## the whole pipeline: what changed runs, the rest is kept
 	python -m stages.sweep
-	@python -m stages.sync
+	-@python -m stages.sync
 	@python -m stages.compare --show
 
 test: $(VENV)/installed lint  ## lint, types, unit tests and one run of the real pipeline on small data
@@ -22,7 +22,7 @@ lint: $(VENV)/installed
 	mypy
 
 ui: $(VENV)/installed  ## bring MLflow up to date with dvc.lock and serve it on loopback
-	python -m stages.sync
+	-python -m stages.sync
 	python -m stages.ui --port $${PORT:-5000}
 
 clean-environment:

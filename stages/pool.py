@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,8 @@ class Task:
     """By the monotonic clock."""
     seconds: float = 0.0
     """That it took."""
+    restored: bool = False
+    """Whether DVC said that it need not run; it may still fail to fetch the outs."""
 
 
 @dataclass
@@ -107,7 +110,8 @@ class Pool:
                     self._read()
             finally:
                 for job in self._jobs:  # none, unless this ends by an error
-                    os.killpg(job.process.pid, signal.SIGTERM)
+                    with suppress(ProcessLookupError):
+                        os.killpg(job.process.pid, signal.SIGTERM)
         self._show(list(self.tasks.values()))
         if self._asked:
             raise KeyboardInterrupt
@@ -193,7 +197,8 @@ class Pool:
         _finish([task for task in job.chain if task.state == "running"])
         job.lines.clear()
         task = self.tasks[name]
-        task.state = state
+        task.state = "running"
+        task.restored = state == "kept"
         task.started = time.monotonic()
 
     def _end(self, job: _Job) -> None:
@@ -218,7 +223,7 @@ class Pool:
 
 def _finish(tasks: Sequence[Task]) -> None:
     for task in tasks:
-        task.state = "done"
+        task.state = "kept" if task.restored else "done"
         task.seconds = time.monotonic() - task.started if task.started else 0.0
 
 

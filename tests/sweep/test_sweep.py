@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,19 @@ def test_what_dvc_restores_is_not_run(again):
     status, said, _ = again.sweep("-j", "2")
     assert status == 0 and again.times() == {}
     assert "prune@taylor-0.5 kept" in said and "0 stages made" in said and out.exists()
+
+
+def test_what_cannot_be_restored_has_failed(monkeypatch, tmp_path):
+    """DVC says `cached` before it fetches the outs, which may fail: the cache is damaged, the disk full."""
+
+    def cached_then_fails(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+        code = f"print(\"Stage '{arguments[-2]}' is cached - skipping run\"); raise SystemExit(1)"
+        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    monkeypatch.setattr("stages.pool.start_dvc", cached_then_fails)
+    tasks = [Task("prune@a-0.5", frozenset(), "a-0.5"), Task("finetune@a-0.5", frozenset({"prune@a-0.5"}), "a-0.5")]
+    Pool(tasks, workers=1, memory=lambda: 0, options=[], logs=tmp_path, show=lambda now: None).run()
+    assert [task.state for task in tasks] == ["failed", "skipped"]
 
 
 def test_a_failure_is_reported_and_the_others_are_made(again):
