@@ -24,7 +24,7 @@ from stages.errors import UserError
 from stages.files import read_json
 from stages.layout import Level
 from stages.params import PARAMS_FILE
-from stages.shell import dvc, git, last_line, start_dvc, stopping
+from stages.shell import dvc, git, start_dvc, stopping
 from stages.tracking.client import tracking_uri
 
 NO_EFFECT = ("sweep", "search", "target", "tracking")
@@ -57,10 +57,7 @@ def in_workspace(levels: Sequence[Level]) -> list[Result]:
     if not levels:
         return []
     targets = ["evaluate_dense", *(f"evaluate@{level.key}" for level in levels)]
-    answer = dvc("status", "--json", "--with-deps", *targets)
-    if answer.returncode:
-        raise UserError(f"`dvc status` failed: {last_line(answer.stderr)}")
-    changed = set(json.loads(answer.stdout))
+    changed = set(json.loads(dvc("status", "--json", "--with-deps", *targets)))
     if any("@" not in name for name in changed):
         return []  # something that every level depends on
     stale = {name.partition("@")[2] for name in changed}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import signal
 import subprocess
 import threading
@@ -77,9 +78,9 @@ class Pool:
             tasks: in the order in which they are taken, as far as their needs allow.
             workers: processes at a time, at most.
             memory: gives the bytes that one process is thought to need. A further one is started only while so many
-                are free, or as many as the largest one has used so far.
+                are free, and as many as the largest one has used so far.
             options: of `dvc repro`.
-            logs: folder for what the stages print, a file for each process.
+            logs: existing folder for what the stages print, a file for each process.
             show: called with the tasks whenever something may have changed.
         """
         self.tasks = {task.name: task for task in tasks}
@@ -101,7 +102,6 @@ class Pool:
         Raises:
             KeyboardInterrupt: after the processes, told to stop, have stopped.
         """
-        self._logs.mkdir(parents=True, exist_ok=True)
         with stopping(self._interrupt):
             try:
                 while self._start() or self._jobs:
@@ -187,18 +187,18 @@ class Pool:
 
     def _follow(self, job: _Job, line: str) -> None:
         """Learn from DVC's output which stage has begun, so that those before it are finished."""
-        event = _event(line)
-        if event is None:
+        kept = _KEPT.match(line)
+        turn = kept or _BEGUN.match(line)
+        if turn is None:
             job.lines.append(line)
             return
-        name, state = event
-        if name not in self.tasks or self.tasks[name] not in job.chain:
+        task = next((task for task in job.chain if task.name == turn[1]), None)
+        if task is None:
             return
         _finish([task for task in job.chain if task.state == "running"])
         job.lines.clear()
-        task = self.tasks[name]
         task.state = "running"
-        task.restored = state == "kept"
+        task.restored = kept is not None
         task.started = time.monotonic()
 
     def _end(self, job: _Job) -> None:
@@ -227,20 +227,9 @@ def _finish(tasks: Sequence[Task]) -> None:
         task.seconds = time.monotonic() - task.started if task.started else 0.0
 
 
-def _event(line: str) -> tuple[str, State] | None:
-    """The stage that a line of DVC's output says something of."""
-    for beginning, end, state in _EVENTS:
-        if line.startswith(beginning) and end in line[len(beginning) :]:
-            return line[len(beginning) :].partition("'")[0], state
-    return None
-
-
-_EVENTS: tuple[tuple[str, str, State], ...] = (
-    ("Running stage '", "'", "running"),
-    ("Verifying data sources in stage: '", "'", "running"),
-    ("Stage '", "' didn't change", "kept"),
-    ("Stage '", "' is cached", "kept"),
-)
+_BEGUN = re.compile(r"(?:Running stage|Verifying data sources in stage:) '([^']+)'")
+_KEPT = re.compile(r"(?:Stage )?'([^']+)' (?:didn't change|is cached)")
+"""Lines of DVC's output that name the stage it turns to."""
 
 
 def _resident(pid: int) -> int:

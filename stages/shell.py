@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from stages.errors import UserError
+
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, termination, and a terminal that was closed."""
 
@@ -34,20 +36,23 @@ def start_dvc(*arguments: str, changes: Mapping[str, str] | None = None, **optio
     )
 
 
-def dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run dvc to its end, its output captured."""
+def dvc(*arguments: str) -> str:
+    """What a dvc command prints.
+
+    Raises:
+        UserError: it failed; with the last line it said.
+    """
     command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    answer = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    if answer.returncode:
+        last = next((line for line in reversed(answer.stderr.splitlines()) if line.strip()), "no message")
+        raise UserError(f"`dvc {arguments[0]}` failed: {last}")
+    return answer.stdout
 
 
 def git(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run git to its end, its output captured."""
     return subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", check=False)
-
-
-def last_line(text: str) -> str:
-    """The last line that says something."""
-    return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from stages import layout, params
 from stages.errors import UserError, command
 from stages.pool import Pool, Task, ordered
-from stages.shell import dvc, last_line
+from stages.shell import dvc
 
 LOGS = layout.SCRATCH / "sweep"
 BASE_BYTES = 2**30
@@ -77,11 +77,8 @@ def graph() -> dict[str, frozenset[str]]:
     Raises:
         UserError: DVC cannot read the project.
     """
-    answer = dvc("dag", "--dot")
-    if answer.returncode:
-        raise UserError(f"`dvc dag` failed: {last_line(answer.stderr)}")
     needs: dict[str, set[str]] = {}
-    for line in answer.stdout.splitlines():
+    for line in dvc("dag", "--dot").splitlines():
         names = re.findall(r'"([^"]+)"', line)
         for name in names:
             needs.setdefault(name, set())
@@ -96,16 +93,12 @@ def _tasks(needs: Mapping[str, frozenset[str]], targets: Sequence[str]) -> list[
         if target not in needs:
             raise UserError(f"{target} is no stage: `dvc stage list` names them")
     wanted = _closure(targets, needs) if targets else set(needs)
-    answer = dvc("status", "--json", *targets, *(["--with-deps"] if targets else []))
-    if answer.returncode:
-        raise UserError(f"`dvc status` failed: {last_line(answer.stderr)}")
-    stale = set(json.loads(answer.stdout))
-    names = [name for name in ordered(needs) if name in wanted]
-    for name in names:
+    stale = set(json.loads(dvc("status", "--json", *targets, *(["--with-deps"] if targets else []))))
+    for name in ordered(needs):
         if needs[name] & stale:
             stale.add(name)
-    levels = sorted((name for name in names if name in stale), key=_turn)
-    return [Task(name, needs[name], _key(name)) for name in ordered({n: needs[n] & set(levels) for n in levels})]
+    todo = sorted((name for name in needs if name in stale & wanted), key=_turn)
+    return [Task(name, needs[name], _key(name)) for name in ordered({name: needs[name] & set(todo) for name in todo})]
 
 
 def _closure(targets: Iterable[str], needs: Mapping[str, frozenset[str]]) -> set[str]:
@@ -125,7 +118,7 @@ def _key(name: str) -> str:
 
 
 def _turn(name: str) -> float:
-    """Levels take turns by sparsity: two of one method would wait for each other's penalised training."""
+    """Levels take turns by sparsity: two of one method, begun together, would both do its penalised training."""
     sparsity = _key(name).rpartition("-")[2]
     try:
         return float(sparsity) if sparsity else -1.0
@@ -139,7 +132,8 @@ def _workers(threads: int) -> int:
 
     if torch.cuda.is_available():
         return 1
-    return max(1, len(os.sched_getaffinity(0)) // threads)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // threads)
 
 
 def _need() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,14 @@ SMALL["marian"] = SMALL["bart"]
 FAMILIES = tuple(SMALL)
 SOURCES = ["inform ( name , area )", "request ( food )", "bye", "你好 ( 名称 )"]
 TARGETS = ["The #NAME# is in the #AREA# .", "What food would you like ?", "Goodbye !", "推荐您去 [名称] 。"]
+
+
+def copy_of(project: Any, folder: Path, log: Path) -> Any:
+    """A test project copied to another folder, to change; its log is another one, empty."""
+    other = copy.copy(project)
+    other.folder, other.log = folder, log
+    shutil.copytree(project.folder, folder, symlinks=True)
+    return other
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

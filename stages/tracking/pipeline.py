@@ -122,10 +122,10 @@ class Pipeline:
         names = [name for item in body.get("params", ()) if (name := self._resolve(item, context))]
         paths = [path for item in body.get("deps", ()) if (path := self._resolve(item, context))]
         values = {name: value for name, value in self._values.items() if _is_under(name, names)}
-        files = {path: self._md5(path) for path in paths if _is_source(path)}
+        recorded = entry.deps if entry is not None else {}
+        files = {path: recorded[path] if path in recorded else self._md5(path) for path in paths if _is_source(path)}
         if entry is not None:
             values |= {name: value for name, value in entry.params.items() if name in values}
-            files |= {path: md5 for path, md5 in entry.deps.items() if path in files}
         return Inputs(values, {path: md5 for path, md5 in files.items() if md5})
 
     def _resolve(self, item: Any, context: Mapping[str, str]) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from shared import copy_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -188,10 +189,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
 @pytest.fixture
 def again(searched: tuple[Project, str], tmp_path: Path) -> Project:
     """A copy of `searched`, to change; its log of tries is empty."""
-    copy = object.__new__(Project)
-    copy.folder, copy.log = tmp_path / "project", tmp_path / "tries"
-    shutil.copytree(searched[0].folder, copy.folder, symlinks=True)
-    return copy
+    return copy_of(searched[0], tmp_path / "project", tmp_path / "tries")
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conftest import KEYS, STAGES
 from filelock import FileLock
+from half_second_stages import KEYS, STAGES
 from rich.console import Console
 
 from stages.board import table
