@@ -135,6 +135,12 @@ class Model(Section):
     max_source_tokens: Positive
     max_target_tokens: Positive
 
+    @property
+    def checkpoints(self) -> list[str]:
+        """Every local folder or hub id that is named."""
+        named = (self.checkpoint, self.encoder.checkpoint, self.decoder.checkpoint, self.tokenizer.checkpoint)
+        return list(dict.fromkeys(name for name in named if name))
+
     @model_validator(mode="after")
     def _has_origin(self) -> Model:
         if self.kind != "encoder_decoder" and (self.checkpoint is None) == (self.architecture is None):

@@ -169,11 +169,8 @@ def _files(settings: Params) -> list[str]:
 
     Data under DVC is left out: the graph depends on it, so DVC brings it along. Checkpoints may be outside of it.
     """
-    model, data = settings.model, settings.data.path
-    named = [model.checkpoint, model.tokenizer.checkpoint, model.encoder.checkpoint, model.decoder.checkpoint]
-    if not Path(f"{data}.dvc").exists():
-        named.append(data)
-    return [name for name in named if name]
+    data = settings.data.path
+    return settings.model.checkpoints + ([] if Path(f"{data}.dvc").exists() else [data])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Out: outputs/models/baseline, a plain transformers folder; outputs/metrics/train
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from stages import layout, params
@@ -25,7 +26,7 @@ def main() -> None:
     """Run the stage."""
     settings = params.load("data", "model", "train", "runtime", "tracking")
     prepare(settings.runtime)
-    _warn_of_unseen(settings.model)
+    _warn_of_unseen(settings.model.checkpoints)
 
     from stages.models import anatomy, checkpoint
     from stages.models.build import build
@@ -64,10 +65,9 @@ def main() -> None:
         run.log_metrics(metrics)
 
 
-def _warn_of_unseen(model: params.Model) -> None:
+def _warn_of_unseen(checkpoints: Sequence[str]) -> None:
     """Say which local checkpoints DVC does not see the files of."""
-    named = (model.checkpoint, model.encoder.checkpoint, model.decoder.checkpoint, model.tokenizer.checkpoint)
-    for name in dict.fromkeys(filter(None, named)):
+    for name in checkpoints:
         if Path(name).is_dir() and not Path(name).absolute().is_relative_to(layout.CHECKPOINTS.absolute()):
             print(
                 f"warning: {name} is outside {layout.CHECKPOINTS}, so DVC does not see when it changes: move it there",
