@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare(settings.runtime)
 
     from stages.models import anatomy, checkpoint
-    from stages.pruning import changes, criterion, masks, report, schedules
+    from stages.pruning import changes, criterion, engine, masks, report, schedules
     from stages.training.calibration import sample
     from stages.training.loop import total_steps, train
     from stages.training.report import write_curve
@@ -47,23 +47,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     examples = generator.encode(training.sources, training.targets)
 
     plan = schedules.plan(settings.finetune, level.sparsity, total_steps(len(examples), settings.finetune))
+    chosen = criterion.find(level.method)
     first_masks = masks.keep_all(described.weights)
     if key != layout.DENSE:
         pruned = layout.pruned_folder(key)
-        changes.load(generator.model, pruned / changes.WEIGHTS_FILE, missing_ok=True)
+        if chosen.shrink or not plan:
+            changes.load(generator.model, pruned / changes.WEIGHTS_FILE, missing_ok=True)
         if not plan:
-            first_masks = masks.load(pruned / masks.MASKS_FILE)
+            first_masks = masks.Masks.load(pruned / masks.MASKS_FILE)
             masks.check_fits(first_masks, described.weights, pruned)
-    seed = settings.runtime.seed
-    batches = sample(generator, training.sources, training.targets, settings.prune.calibration, seed)
+    seed, rules = settings.runtime.seed, settings.prune
     context = criterion.Context(
         model=generator.model,
-        weights=described.weights,
-        batches=batches,
+        matrices=described.matrices,
+        batches=sample(generator, training.sources, training.targets, rules.calibration, seed),
         seed=seed,
+        settings=getattr(rules, level.method),
     )
-    importance = criterion.find(level.method).importance
-    holder = HoldMasks(described.weights, first_masks, plan, lambda: importance(context), settings.prune.scope)
+
+    def choose(sparsity: float, held: masks.Masks) -> masks.Masks:
+        return engine.choose(context, chosen, sparsity, rules, held=held, progress=sparsity / level.sparsity)
+
+    holder = HoldMasks(described.weights, first_masks, plan, choose)
 
     with track("finetune", key, settings) as run:
         outcome = train(
@@ -81,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkpoint.save(
             generator,
             layout.model_folder(key),
-            beside=lambda folder: masks.save(holder.masks, folder / masks.MASKS_FILE),
+            beside=lambda folder: holder.masks.save(folder / masks.MASKS_FILE),
         )
         metrics = report.counts(generator.model, described) | {
             "loss": outcome.validation_loss,

@@ -19,7 +19,7 @@ from stages.layout import Level
 
 PARAMS_FILE = Path("params.yaml")
 
-Method = Literal["magnitude", "gradient", "taylor", "l1", "l2", "random"]
+Method = Literal["magnitude", "gradient", "taylor", "l1", "l2", "random", "wanda"]
 Split = Literal["train", "validation", "test"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -218,10 +218,27 @@ class Penalty(Section):
     learning_rate: PositiveFloat
 
 
+class Owl(Section):
+    """Allocation by outliers."""
+
+    threshold: PositiveFloat
+    spread: Share
+
+
+class Wanda(Section):
+    """A criterion that ranks one matrix after another."""
+
+    scope: Literal["layer", "row"]
+
+
 class Prune(Section):
     """How weights are chosen."""
 
-    scope: Literal["global", "layer"]
+    scope: Literal["global", "layer", "row"]
+    pattern: str
+    allocation: Literal["uniform", "owl"]
+    layers: dict[str, Annotated[float | int, Field(ge=0, lt=1)]]
+    owl: Owl
     calibration: Calibration
     magnitude: NoKnobs
     random: NoKnobs
@@ -229,6 +246,32 @@ class Prune(Section):
     taylor: NoKnobs
     l1: Penalty
     l2: Penalty
+    wanda: Wanda
+
+    @property
+    def group(self) -> tuple[int, int] | None:
+        """N and M of a pattern N:M."""
+        kept, colon, group = self.pattern.partition(":")
+        return (int(kept), int(group)) if colon else None
+
+    @field_validator("pattern")
+    @classmethod
+    def _known(cls, pattern: str) -> str:
+        match = re.fullmatch(r"unstructured|[1-9]\d*x[1-9]\d*|([1-9]\d*):([1-9]\d*)", pattern)
+        if match is None or (match[1] and int(match[1]) >= int(match[2])):
+            raise ValueError("must be unstructured, N:M with N below M (2:4 keeps 2 of 4), or a block such as 4x1")
+        return pattern
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Prune:
+        if self.allocation == "owl" and self.scope == "global":
+            raise ValueError(
+                "allocation owl divides the sparsity between layers, scope global ranks across them: "
+                "set scope to layer or row"
+            )
+        if self.allocation == "owl" and self.group:
+            raise ValueError("allocation owl gives layers different sparsities, pattern N:M the same: use one of them")
+        return self
 
 
 class Timing(Section):
@@ -298,6 +341,15 @@ class Params(Section):
     target: Target
     search: Search
     tracking: Tracking
+
+    @model_validator(mode="after")
+    def _levels_fit_the_pattern(self) -> Params:
+        if self.prune.group:
+            kept, group = self.prune.group
+            share = 1 - kept / group
+            if wrong := [s for s in self.sweep.sparsity if abs(s - share) > 1e-9]:
+                raise ValueError(f"prune.pattern {kept}:{group} is sparsity {share:g}, sweep.sparsity has {wrong[0]}")
+        return self
 
 
 def load(*sections: str, path: Path | str = PARAMS_FILE) -> Params:

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from stages.evaluation.loss import mean_loss
     from stages.models import anatomy, checkpoint
-    from stages.pruning import changes, criterion, masks, report
+    from stages.pruning import changes, criterion, engine, masks, report
     from stages.training.calibration import sample
 
     training = read_pairs(layout.DATA / "train.parquet")
@@ -47,22 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     described = anatomy.describe(generator.model)
     chosen = criterion.find(level.method)
 
-    seed = settings.runtime.seed
-    batches = sample(generator, training.sources, training.targets, settings.prune.calibration, seed)
-
     if chosen.shrink:
         _penalise(generator, described, chosen, level.method, settings, training, validation)
+    seed, rules = settings.runtime.seed, settings.prune
     context = criterion.Context(
         model=generator.model,
-        weights=described.weights,
-        batches=batches,
+        matrices=described.matrices,
+        batches=sample(generator, training.sources, training.targets, rules.calibration, seed),
         seed=seed,
+        settings=getattr(rules, level.method),
     )
-    chosen_masks = masks.select(chosen.importance(context), level.sparsity, settings.prune.scope)
+    chosen_masks = engine.choose(context, chosen, level.sparsity, rules)
     with replacing(layout.pruned_folder(level.key)) as folder:
         folder.mkdir()
-        masks.save(chosen_masks, folder / masks.MASKS_FILE)
-        if chosen.shrink:
+        chosen_masks.save(folder / masks.MASKS_FILE)
+        if chosen.changes_weights:
             changes.save(generator.model, folder / changes.WEIGHTS_FILE)
     masks.apply(described.weights, chosen_masks)
     metrics = report.counts(generator.model, described) | {

@@ -1,35 +1,93 @@
-"""What of a generator may be pruned.
+"""What of a generator may be pruned, and what each part of it is for.
 
 Eligible are the weight matrices of the linear maps inside the repeated blocks: attention and feed-forward of
 every encoder and decoder layer. Embeddings, the language-model head (tied or not), poolers, norms, biases and
-relative position tables lie outside the blocks or are no linear maps, and are never touched. The rule reads
-the model, not a list of architectures, so it holds for BERT, RoBERTa, BART, T5, Marian, GPT-2 (whose
-`Conv1D` is a linear map with the transposed weight) and the Llama family alike.
+relative position tables lie outside the blocks or are no linear maps, and are never touched. Which matrices those
+are is read off the model; what each is called and does is one line a family in `FAMILIES`. A family without a line
+works too, by the same rule, but its matrices have no role, and a warning says so.
 """
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from stages.errors import UserError
 
+Role = Literal["self_attention", "cross_attention", "feed_forward", "unknown"]
+Side = Literal["encoder", "decoder"]
+
+FAMILIES: dict[tuple[str, ...], dict[Role, str]] = {
+    ("bert", "roberta"): {
+        "self_attention": r"attention\.(self\.(query|key|value)|output\.dense)",
+        "cross_attention": r"crossattention\.(self\.(query|key|value)|output\.dense)",
+        "feed_forward": r"(intermediate|output)\.dense",
+    },
+    ("bart", "mbart", "marian"): {
+        "self_attention": r"self_attn\.(q|k|v|out)_proj",
+        "cross_attention": r"encoder_attn\.(q|k|v|out)_proj",
+        "feed_forward": r"fc[12]",
+    },
+    ("t5", "mt5"): {
+        "self_attention": r"layer\.\d+\.SelfAttention\.[qkvo]",
+        "cross_attention": r"layer\.\d+\.EncDecAttention\.[qkvo]",
+        "feed_forward": r"layer\.\d+\.DenseReluDense\.w[io](_[01])?",
+    },
+    ("gpt2",): {
+        "self_attention": r"attn\.c_(attn|proj)",
+        "cross_attention": r"crossattention\.(q_attn|c_attn|c_proj)",
+        "feed_forward": r"mlp\.c_(fc|proj)",
+    },
+    ("llama", "qwen2", "qwen3", "mistral"): {
+        "self_attention": r"self_attn\.[qkvo]_proj",
+        "feed_forward": r"mlp\.(gate|up|down)_proj",
+    },
+}
+"""By `model_type` of the config: patterns of the names that linear maps have within a block, by what they are for."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One eligible weight matrix."""
+
+    name: str
+    """Of the parameter, as in the state dict."""
+    weight: nn.Parameter
+    transposed: bool
+    """Whether it is kept as [in, out], as GPT-2's `Conv1D` does, not as [out, in]."""
+    role: Role
+    side: Side
+    block: str
+    """Name of the repeated block it belongs to, such as `decoder.bert.encoder.layer.0`."""
+
+    def oriented(self, tensor: Tensor) -> Tensor:
+        """A tensor of the weight's shape as [out, in], or one of that shape as the weight's: a view."""
+        return tensor.T if self.transposed else tensor
+
 
 @dataclass(frozen=True)
 class Anatomy:
     """The eligible weight matrices of a model, and the counts every sparsity refers to."""
 
-    weights: dict[str, nn.Parameter]
-    """Eligible matrices by parameter name, in model order; a shared one once."""
+    matrices: dict[str, Matrix]
+    """By parameter name, in model order; a shared one once."""
     parameters: int
     """All parameters of the model, shared ones counted once."""
 
     @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The eligible matrices themselves."""
+        return {name: matrix.weight for name, matrix in self.matrices.items()}
+
+    @property
     def eligible(self) -> int:
         """Number of eligible weights."""
-        return sum(weight.numel() for weight in self.weights.values())
+        return sum(matrix.weight.numel() for matrix in self.matrices.values())
 
 
 def describe(model: nn.Module) -> Anatomy:
@@ -38,17 +96,30 @@ def describe(model: nn.Module) -> Anatomy:
     Raises:
         UserError: no repeated blocks with linear maps were found, so nothing would be pruned.
     """
-    weights: dict[str, nn.Parameter] = {}
+    matrices: dict[str, Matrix] = {}
     seen: set[int] = set()
-    for blocks_name, blocks in _repeated_blocks(model):
-        for name, module in blocks.named_modules(prefix=blocks_name):
-            weight = module.weight if isinstance(module, nn.Linear | Conv1D) else None
-            if isinstance(weight, nn.Parameter) and id(weight) not in seen:
+    for stack_name, stack in _stacks(model):
+        side: Side = "encoder" if re.match(r"(model\.)?encoder\.", f"{stack_name}.") else "decoder"
+        for index, block in enumerate(stack):
+            for name, module in block.named_modules():
+                weight = module.weight if isinstance(module, nn.Linear | Conv1D) else None
+                if not isinstance(weight, nn.Parameter) or id(weight) in seen:
+                    continue
                 seen.add(id(weight))
-                weights[f"{name}.weight"] = weight
-    if not weights:
+                prefix = f"{stack_name}.{index}"
+                full = f"{prefix}.{name}.weight"
+                role = _role(_family(model, side), name)
+                matrices[full] = Matrix(full, weight, isinstance(module, Conv1D), role, side, prefix)
+    if not matrices:
         raise UserError(f"found no layers to prune in a {type(model).__name__}: its architecture is not supported")
-    return Anatomy(weights, parameters=sum(p.numel() for p in model.parameters()))
+    unknown = [name for name, matrix in matrices.items() if matrix.role == "unknown"]
+    if unknown:
+        print(
+            f"warning: {type(model).__name__} is pruned by the general rule, {len(matrices)} matrices inside its "
+            f"repeated blocks; what {len(unknown)} of them do is not known, such as {unknown[0]}",
+            file=sys.stderr,
+        )
+    return Anatomy(matrices, parameters=sum(p.numel() for p in model.parameters()))
 
 
 def nonzero(model: nn.Module) -> int:
@@ -61,7 +132,19 @@ def count_nonzero(tensor: Tensor) -> int:
     return int(tensor.detach().count_nonzero())
 
 
-def _repeated_blocks(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+def _family(model: Any, side: Side) -> str:
+    config = getattr(model, "config", None)
+    return getattr(getattr(config, side, config), "model_type", "")
+
+
+def _role(family: str, name: str) -> Role:
+    for names, roles in FAMILIES.items():
+        if family in names:
+            return next((role for role, pattern in roles.items() if re.fullmatch(pattern, name)), "unknown")
+    return "unknown"
+
+
+def _stacks(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     """Outermost module lists whose items are all of one class: the stacks of layers."""
     found: list[tuple[str, nn.ModuleList]] = []
     for name, module in model.named_modules():

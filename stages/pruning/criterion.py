@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+from stages.models.anatomy import Matrix
+
+if TYPE_CHECKING:
+    from stages.pruning.layerwise import Layerwise
 
 Batches = Callable[[], Iterable[dict[str, Tensor]]]
 """Gives the calibration batches, on the model's device, the same ones at every call."""
@@ -22,21 +28,35 @@ class Context:
     """What a criterion may look at."""
 
     model: nn.Module
-    """In evaluation mode; its weights are not to be changed."""
-    weights: Mapping[str, nn.Parameter]
+    """In evaluation mode; a criterion that scores does not change its weights."""
+    matrices: Mapping[str, Matrix]
     """Eligible weight matrices by name."""
     batches: Batches
     seed: int
+    settings: Any
+    """The criterion's own section of params `prune`."""
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The eligible weights by name."""
+        return {name: matrix.weight for name, matrix in self.matrices.items()}
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """How weights are ranked, and the training that prepares them for it, if any."""
+    """How weights are ranked, and the training that prepares them for it, if any. One of the first two is given."""
 
-    importance: Callable[[Context], dict[str, Tensor]]
+    importance: Callable[[Context], Mapping[str, Tensor]] | None = None
     """Score of every eligible weight, fp32, of the weight's shape; the lowest are pruned."""
-    shrink: Callable[[Tensor, float, float], None] | None = field(default=None)
+    layerwise: Layerwise | None = None
+    """Of a criterion that looks at a matrix's inputs, matrix after matrix."""
+    shrink: Callable[[Tensor, float, float], None] | None = None
     """Of a penalty: `shrink(weight, rate, strength)` changes the weight in place after each optimizer step."""
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether what is kept has other values than before."""
+        return self.shrink is not None or (self.layerwise is not None and self.layerwise.updates)
 
 
 def find(method: str) -> Criterion:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from stages.pruning import masks as masking
 from stages.pruning.masks import Masks
 
-Score = Callable[[], dict[str, Tensor]]
+Choose = Callable[[float, Masks], Masks]
+"""Chooses masks of that sparsity among the weights as they are now; those that are pruned stay so."""
 
 
 class HoldMasks(TrainerCallback):
@@ -27,8 +27,7 @@ class HoldMasks(TrainerCallback):
         weights: Mapping[str, nn.Parameter],
         masks: Masks,
         plan: Mapping[int, float],
-        score: Score,
-        scope: Literal["global", "layer"],
+        choose: Choose,
     ) -> None:
         """Set up for one training run.
 
@@ -36,14 +35,12 @@ class HoldMasks(TrainerCallback):
             weights: eligible matrices by name.
             masks: to begin with, of every eligible weight; True is kept.
             plan: {training step: sparsity at which masks are chosen anew before it}.
-            score: importance of every eligible weight as it is now.
-            scope: of the choice.
+            choose: chooses them.
         """
         self.weights = weights
-        self.masks = masks
         self._plan = dict(plan)
-        self._score = score
-        self._scope = scope
+        self._choose = choose
+        self._set(masks)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Apply the first masks."""
@@ -51,7 +48,7 @@ class HoldMasks(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Zero what the optimizer revived."""
-        masking.apply(self.weights, self.masks)
+        self._apply()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prune further if the next step is one of the plan's."""
@@ -60,16 +57,23 @@ class HoldMasks(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """Put the sparsity on the loss curve."""
-        logs["sparsity"] = masking.sparsity(self.masks)
+        logs["sparsity"] = self.masks.sparsity
         state.log_history[-1]["sparsity"] = logs["sparsity"]
 
     def _refresh(self, step: int) -> None:
         if step in self._plan:
-            scores = self._score()
-            # What is pruned ranks below everything else, also where its score is not the lowest.
-            ranked = {name: score.masked_fill(~self.masks[name], -torch.inf) for name, score in scores.items()}
-            self.masks = masking.select(ranked, self._plan[step], self._scope)
-        masking.apply(self.weights, self.masks)
+            self._set(self._choose(self._plan[step], self.masks))
+        self._apply()
+
+    def _set(self, masks: Masks) -> None:
+        self.masks = masks
+        # Unpacked once, not at every step.
+        self._pruned = {name: ~masks[name].to(weight.device) for name, weight in self.weights.items()}
+
+    @torch.no_grad()
+    def _apply(self) -> None:
+        for name, weight in self.weights.items():
+            weight.masked_fill_(self._pruned[name], 0.0)
 
 
 class Shrink(TrainerCallback):

@@ -7,14 +7,17 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune as oracle
 
 from stages import params
 from stages.errors import UserError
-from stages.pruning import changes, criterion, masks, schedules
+from stages.models.anatomy import Matrix
+from stages.pruning import changes, criterion, engine, masks, schedules
+from stages.pruning.masks import Masks
 
 
 def two_layers(seed: int = 0) -> nn.Sequential:
@@ -26,11 +29,32 @@ def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.ndim == 2}
 
 
+def matrices_of(weights: dict[str, torch.Tensor]) -> dict[str, Matrix]:
+    return {
+        name: Matrix(name, nn.Parameter(w), transposed=False, role="unknown", side="decoder", block="")
+        for name, w in weights.items()
+    }
+
+
+@pytest.fixture
+def select(settings):
+    """`select(scores, sparsity, scope, **rules)`: masks by given scores, through the engine."""
+
+    def run(scores: dict[str, torch.Tensor], sparsity: float, scope: str = "global", **rules: object) -> Masks:
+        by_scores = criterion.Criterion(lambda context: scores)
+        matrices = matrices_of({name: score.reshape(len(score), -1) for name, score in scores.items()})
+        scores = {name: score.reshape(len(score), -1) for name, score in scores.items()}
+        context = criterion.Context(nn.Module(), matrices, list, 0, None)
+        return engine.choose(context, by_scores, sparsity, settings(prune={"scope": scope, **rules}).prune)
+
+    return run
+
+
 @pytest.mark.parametrize("sparsity", [0, 0.1, 0.5, 0.77, 0.99])
-def test_global_magnitude_equals_torch(sparsity):
+def test_global_magnitude_equals_torch(select, sparsity):
     model = two_layers()
     scores = {name: w.detach().abs() for name, w in weights_of(model).items()}
-    ours = masks.select(scores, sparsity, "global")
+    ours = select(scores, sparsity)
     oracle.global_unstructured(
         [(model[0], "weight"), (model[1], "weight")], pruning_method=oracle.L1Unstructured, amount=round(sparsity * 50)
     )
@@ -38,9 +62,9 @@ def test_global_magnitude_equals_torch(sparsity):
     assert torch.equal(ours["1.weight"], model[1].weight_mask.bool())
 
 
-def test_layer_scope_equals_torch_per_tensor():
+def test_layer_scope_equals_torch_per_tensor(select):
     model = two_layers(1)
-    ours = masks.select({n: w.detach().abs() for n, w in weights_of(model).items()}, 0.4, "layer")
+    ours = select({n: w.detach().abs() for n, w in weights_of(model).items()}, 0.4, "layer")
     for i, layer in enumerate(model):
         oracle.l1_unstructured(layer, "weight", amount=round(0.4 * layer.weight.numel()))
         assert torch.equal(ours[f"{i}.weight"], layer.weight_mask.bool())
@@ -51,22 +75,24 @@ def test_layer_scope_equals_torch_per_tensor():
     sparsity=st.floats(0, 1, exclude_max=True),
     split=st.integers(1, 5),
 )
-def test_count_is_exact_even_when_all_tie_and_sparser_masks_nest(values, sparsity, split):
+@settings_of_hypothesis(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_count_is_exact_even_when_all_tie_and_sparser_masks_nest(select, values, sparsity, split):
     scores = {str(i): part for i, part in enumerate(torch.tensor(values, dtype=torch.float32).chunk(split))}
-    chosen = masks.select(scores, sparsity, "global")
+    chosen = select(scores, sparsity)
     assert sum(int((~m).sum()) for m in chosen.values()) == round(sparsity * len(values))
-    denser = masks.select(scores, sparsity / 2, "global")
+    denser = select(scores, sparsity / 2)
     assert all(bool((denser[name] | ~chosen[name]).all()) for name in chosen)
 
 
-def test_ties_go_in_model_order():
-    chosen = masks.select({"a": torch.ones(2, 2), "b": torch.ones(1, 2)}, 0.5, "global")
+def test_ties_go_in_model_order(select):
+    chosen = select({"a": torch.ones(2, 2), "b": torch.ones(1, 2)}, 0.5)
     assert chosen["a"].tolist() == [[False, False], [False, True]] and bool(chosen["b"].all())
 
 
-def test_nan_scores_are_refused():
+@pytest.mark.parametrize("scope", ["global", "layer", "row"])
+def test_nan_scores_are_refused(select, scope):
     with pytest.raises(UserError, match="not numbers"):
-        masks.select({"a": torch.tensor([1.0, float("nan")])}, 0.5, "layer")
+        select({"a": torch.tensor([1.0, float("nan")])}, 0.5, scope)
 
 
 class Quadratic(nn.Module):
@@ -80,10 +106,14 @@ class Quadratic(nn.Module):
         return types.SimpleNamespace(loss=((x @ self.weight.T) ** 2).mean() / 2)
 
 
+def quadratic_matrix(model: Quadratic) -> Matrix:
+    return Matrix("weight", model.weight, transposed=False, role="unknown", side="decoder", block="")
+
+
 def score(method: str, seed: int = 0) -> torch.Tensor:
     model = Quadratic().train()
     batches = [{"x": torch.tensor([[1.0, 1.0, 0.0]])}, {"x": torch.tensor([[2.0, 0.0, 4.0]])}]
-    context = criterion.Context(model, dict(model.named_parameters()), lambda: batches, seed)
+    context = criterion.Context(model, {"weight": quadratic_matrix(model)}, lambda: batches, seed, None)
     result = criterion.find(method).importance(context)["weight"]
     assert model.training and model.weight.grad is None
     return result
@@ -101,12 +131,12 @@ def test_criteria_by_hand():
 
 def test_gradient_criteria_refuse_no_batches_and_divergence():
     model = Quadratic()
-    weights = dict(model.named_parameters())
+    weights = {"weight": quadratic_matrix(model)}
     with pytest.raises(UserError, match="no calibration"):
-        criterion.find("gradient").importance(criterion.Context(model, weights, list, 0))
+        criterion.find("gradient").importance(criterion.Context(model, weights, list, 0, None))
     bad = [{"x": torch.tensor([[float("inf"), 1.0, 1.0]])}]
     with pytest.raises(UserError, match="not finite"):
-        criterion.find("taylor").importance(criterion.Context(model, weights, lambda: bad, 0))
+        criterion.find("taylor").importance(criterion.Context(model, weights, lambda: bad, 0, None))
 
 
 def test_penalties_by_hand():
@@ -124,7 +154,8 @@ def test_penalties_by_hand():
 
 def test_every_method_has_a_criterion_and_knobs():
     for name in get_args(params.Method):
-        assert criterion.find(name).importance
+        found = criterion.find(name)
+        assert (found.importance is None) != (found.layerwise is None)
         assert name in params.Prune.model_fields
 
 
@@ -132,13 +163,14 @@ def test_every_method_has_a_criterion_and_knobs():
 def test_masks_round_trip_at_one_bit_a_weight(rows, columns, seed, tmp_path_factory):
     path = tmp_path_factory.mktemp("masks") / masks.MASKS_FILE
     mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) > 0.5
-    masks.save({"a.weight": mask, "b": ~mask}, path)
-    loaded = masks.load(path)
+    Masks({"a.weight": mask, "b": ~mask}).save(path)
+    loaded = Masks.load(path)
+    assert loaded.pruned == mask.numel() and loaded.sparsity == 0.5
     assert torch.equal(loaded["a.weight"], mask) and torch.equal(loaded["b"], ~mask)
 
 
 def test_mask_file_is_small(tmp_path):
-    masks.save({"w": torch.rand(512, 512) > 0.5}, tmp_path / "m.safetensors")
+    Masks({"w": torch.rand(512, 512) > 0.5}).save(tmp_path / "m.safetensors")
     assert (tmp_path / "m.safetensors").stat().st_size < 512 * 512 / 8 + 300
 
 
@@ -147,15 +179,15 @@ def test_mask_file_is_small(tmp_path):
 )
 def test_bad_mask_files_end_in_one_clear_line(spoil, tmp_path):
     path = tmp_path / masks.MASKS_FILE
-    masks.save({"w": torch.rand(5, 5) > 0.5}, path)
+    Masks({"w": torch.rand(5, 5) > 0.5}).save(path)
     spoil(path)
     with pytest.raises(UserError, match=r"is missing|is damaged"):
-        masks.load(path)
+        Masks.load(path)
 
 
 def test_masks_of_another_model_are_refused(tmp_path):
     with pytest.raises(UserError, match="not of this model"):
-        masks.check_fits({"w": torch.ones(2, 2)}, {"w": nn.Parameter(torch.ones(2, 3))}, tmp_path)
+        masks.check_fits(Masks({"w": torch.ones(2, 2).bool()}), {"w": nn.Parameter(torch.ones(2, 3))}, tmp_path)
 
 
 def test_apply_zeroes_nan_and_check_held_counts():

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stages.pruning.criterion import Context, Criterion
-
-
-def importance(context: Context) -> dict[str, Tensor]:
-    """|w| of the penalised weights."""
-    return {name: weight.detach().abs() for name, weight in context.weights.items()}
+from stages.pruning.criterion import Criterion
+from stages.pruning.scores import magnitudes
 
 
 def shrink(weight: Tensor, rate: float, strength: float) -> None:
@@ -21,4 +17,4 @@ def shrink(weight: Tensor, rate: float, strength: float) -> None:
     weight.mul_(max(0.0, 1.0 - rate * strength))
 
 
-CRITERION = Criterion(importance, shrink)
+CRITERION = Criterion(magnitudes, shrink=shrink)

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from stages.pruning.criterion import Criterion
+from stages.pruning.scores import magnitudes
 
-from stages.pruning.criterion import Context, Criterion
-
-
-def importance(context: Context) -> dict[str, Tensor]:
-    """|w|."""
-    return {name: weight.detach().abs() for name, weight in context.weights.items()}
-
-
-CRITERION = Criterion(importance)
+CRITERION = Criterion(magnitudes)

@@ -1,0 +1,101 @@
+"""How many weights each matrix loses. The sum is exact; matrices share what rounding leaves."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stages.errors import UserError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What has been decided before any weight is looked at. Counts are in units of the pattern."""
+
+    fixed: dict[str, int]
+    """Of the matrices that params give a sparsity of their own."""
+    rest: int
+    """Of all others together."""
+    others: list[str]
+
+
+def divide(sizes: Mapping[str, int], sparsity: float, layers: Mapping[str, float]) -> Budget:
+    """Divide round(sparsity * n) units between the matrices with a sparsity of their own and the others.
+
+    Args:
+        sizes: units of every eligible matrix, n of them in all.
+        sparsity: to reach over all of them, in [0, 1).
+        layers: sparsity of the matrices whose names match a pattern (`*` and `?` as in a shell); the first that
+            matches counts, 0 protects.
+
+    Raises:
+        UserError: a pattern matches nothing, or the others cannot make up for what is given.
+    """
+    for pattern in layers:
+        if not fnmatch.filter(sizes, pattern):
+            raise UserError(f"prune.layers: {pattern} matches no eligible matrix; one is {next(iter(sizes))}")
+    total = round(sparsity * sum(sizes.values()))
+    own = {name: _first_match(name, layers) for name in sizes}
+    fixed = {name: round(share * sizes[name]) for name, share in own.items() if share is not None}
+    others = [name for name in sizes if name not in fixed]
+    rest = total - sum(fixed.values())
+    room = sum(sizes[name] for name in others)
+    if not 0 <= rest <= room:
+        raise UserError(
+            f"prune.layers: a sparsity of {sparsity:g} is {total} weights, those layers lose {sum(fixed.values())} and "
+            f"the others have {room}: choose other shares, or another sparsity"
+        )
+    return Budget(fixed, rest, others)
+
+
+def apportion(total: int, sizes: Mapping[str, int], shares: Mapping[str, float] | None = None) -> dict[str, int]:
+    """Counts that sum to `total`, each the share of its size, up or down to a whole number.
+
+    What rounding down leaves goes to the largest remainders, of equal ones to the first (Hamilton's method).
+
+    Args:
+        total: to give out, at most the sum of sizes.
+        sizes: most that each can take.
+        shares: of each size, in [0, 1]; they have to give `total` but for rounding. The same for all if None.
+    """
+    whole = sum(sizes.values())
+    wanted = {
+        name: min(shares[name] * size, size) if shares else total * size / max(whole, 1) for name, size in sizes.items()
+    }
+    counts = {name: math.floor(value) for name, value in wanted.items()}
+    left = total - sum(counts.values())
+    # Several turns where shares were off by more than rounding, so that the sum is right whatever they are.
+    while left:
+        step = 1 if left > 0 else -1
+        order = sorted(sizes, key=lambda name: step * (counts[name] - wanted[name]))
+        able = [name for name in order if 0 <= counts[name] + step <= sizes[name]][: abs(left)]
+        for name in able:
+            counts[name] += step
+        left -= step * len(able)
+    return counts
+
+
+def outlier_shares(
+    ratios: Mapping[str, float], sizes: Mapping[str, int], sparsity: float, spread: float
+) -> dict[str, float]:
+    """Sparsity of each matrix by the share of outliers among its scores: more outliers, fewer pruned.
+
+    Ratios are scaled to a range of 2 * spread and recentred so that the mean over all weights is `sparsity`.
+    Yin et al. 2024, Outlier Weighed Layerwise Sparsity (OWL), section 3.2.
+
+    Args:
+        ratios: share of outliers of each matrix (of its block).
+        sizes: weights of each matrix.
+        sparsity: of all together.
+        spread: lambda, the farthest a sparsity may be from the mean.
+    """
+    low, high = min(ratios.values()), max(ratios.values())
+    scaled = {name: (ratio - low) / (high - low) * 2 * spread if high > low else 0.0 for name, ratio in ratios.items()}
+    mean = sum(scaled[name] * size for name, size in sizes.items()) / sum(sizes.values())
+    return {name: min(max(sparsity - (value - mean), 0.0), 1.0) for name, value in scaled.items()}
+
+
+def _first_match(name: str, layers: Mapping[str, float]) -> float | None:
+    return next((share for pattern, share in layers.items() if fnmatch.fnmatchcase(name, pattern)), None)

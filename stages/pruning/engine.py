@@ -1,0 +1,139 @@
+"""From a criterion and a sparsity to masks: which weights of which matrices, by the rules of params `prune`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from stages.models.anatomy import Matrix
+from stages.params import Prune
+from stages.pruning import budget, patterns
+from stages.pruning.criterion import Context, Criterion
+from stages.pruning.layerwise import outlier_ratios, prune_in_order
+from stages.pruning.masks import Masks, keep_whole
+from stages.pruning.patterns import Pattern
+from stages.pruning.scores import Scores
+from stages.pruning.selection import keep_lowest_out, lowest
+
+
+def choose(
+    context: Context,
+    criterion: Criterion,
+    sparsity: float,
+    rules: Prune,
+    *,
+    held: Masks | None = None,
+    progress: float = 1.0,
+) -> Masks:
+    """Masks that prune exactly round(sparsity * n) of the n eligible weights.
+
+    Of a pattern of blocks the count is exact to one block. Of a criterion that updates weights, those that are kept
+    are changed in place.
+
+    Args:
+        context: the model and what to look at.
+        criterion: how weights are ranked.
+        sparsity: share of all eligible weights, in [0, 1).
+        rules: pattern, scope, allocation, and layers with a sparsity of their own.
+        held: weights already pruned, which stay so.
+        progress: how far the sparsity is on its way to the target: layers with one of their own keep pace with it.
+
+    Raises:
+        UserError: a score is NaN, or the rules cannot be met.
+    """
+    pattern = patterns.parse(rules.pattern)
+    matrices = context.matrices
+    sizes = {name: matrix.weight.numel() // pattern.size for name, matrix in matrices.items()}
+    planned = budget.divide(sizes, sparsity, {name: share * progress for name, share in rules.layers.items()})
+
+    if criterion.importance and rules.scope == "global":
+        mean = planned.rest / max(sum(sizes[name] for name in planned.others), 1)
+        fixed = planned.fixed
+        _check(pattern, matrices, {n: fixed[n] / max(sizes[n], 1) if n in fixed else mean for n in sizes})
+        return _across(criterion.importance(context), matrices, pattern, planned, held)
+
+    counts = planned.fixed | _spread(context, planned, sizes, rules)
+    _check(pattern, matrices, {name: counts[name] / max(sizes[name], 1) for name in sizes})
+    if criterion.layerwise:
+        return prune_in_order(context, criterion.layerwise, counts, pattern, held)
+    assert criterion.importance is not None
+    return _each(criterion.importance(context), matrices, pattern, counts, held, rows=rules.scope == "row")
+
+
+def _each(
+    scores: Mapping[str, Tensor],
+    matrices: Mapping[str, Matrix],
+    pattern: Pattern,
+    counts: Mapping[str, int],
+    held: Masks | None,
+    *,
+    rows: bool,
+) -> Masks:
+    """A threshold for each matrix, or for each row of it."""
+    masks = Masks()
+    for name, matrix in matrices.items():
+        if not counts[name]:
+            masks.put(name, keep_whole(matrix.weight))
+            continue
+        units = _units(scores[name], matrix, pattern, held)
+        kept = keep_lowest_out(units, counts[name], rows=rows, name=name)
+        masks.put(name, _expanded(kept, matrix, pattern))
+    return masks
+
+
+def _across(
+    scores: Mapping[str, Tensor],
+    matrices: Mapping[str, Matrix],
+    pattern: Pattern,
+    planned: budget.Budget,
+    held: Masks | None,
+) -> Masks:
+    """One threshold over all matrices without a sparsity of their own."""
+
+    def units(name: str) -> Tensor:
+        return _units(scores[name], matrices[name], pattern, held)
+
+    cut = lowest(Scores(dict.fromkeys(planned.others), units), planned.rest)
+    masks, met = Masks(), 0
+    for name, matrix in matrices.items():
+        if planned.fixed.get(name) == 0:
+            masks.put(name, keep_whole(matrix.weight))
+            continue
+        if name in planned.fixed:
+            kept = keep_lowest_out(units(name), planned.fixed[name], rows=False, name=name)
+        else:
+            kept, met = cut.kept(units(name), met)
+        masks.put(name, _expanded(kept, matrix, pattern))
+    return masks
+
+
+def _spread(context: Context, planned: budget.Budget, sizes: Mapping[str, int], rules: Prune) -> dict[str, int]:
+    """Counts of the matrices without a sparsity of their own, each by itself."""
+    others = {name: sizes[name] for name in planned.others}
+    shares = None
+    if rules.allocation == "owl" and others and planned.rest:
+        ratios = outlier_ratios(context, rules.owl.threshold)
+        mean = planned.rest / sum(others.values())
+        shares = budget.outlier_shares({n: ratios[n] for n in others}, others, mean, rules.owl.spread)
+    return budget.apportion(planned.rest, others, shares)
+
+
+def _units(scores: Tensor, matrix: Matrix, pattern: Pattern, held: Masks | None) -> Tensor:
+    """Scores of a matrix's units [rows, columns]; what is pruned already ranks below everything."""
+    scores = matrix.oriented(scores)
+    if held is not None:
+        scores = scores.masked_fill(~matrix.oriented(held[matrix.name]).to(scores.device), -math.inf)
+    return pattern.scores(scores).contiguous()
+
+
+def _expanded(units: Tensor, matrix: Matrix, pattern: Pattern) -> Tensor:
+    return matrix.oriented(pattern.expand(units)).contiguous()
+
+
+def _check(pattern: Pattern, matrices: Mapping[str, Matrix], shares: Mapping[str, float]) -> None:
+    """Check that every matrix that loses weights can have the pattern."""
+    for name, matrix in matrices.items():
+        if shares[name]:
+            pattern.check(name, matrix.oriented(matrix.weight).shape, shares[name])

@@ -1,0 +1,120 @@
+"""Choosing exactly k weights: those with the lowest scores, of equal ones the first in model order.
+
+The result is the same for any device and thread count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.errors import UserError
+
+CHUNK = 2**20
+"""Scores looked at at a time, so that what is needed beside them stays small."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which scores are the k lowest of many: those below a value, and some of those equal to it."""
+
+    value: float
+    ties: int
+    """How many of those equal to the value, in order, are among them."""
+
+    def kept(self, scores: Tensor, met: int) -> tuple[Tensor, int]:
+        """Which of these scores are not among the lowest, when `met` ties came before them; and the ties met now."""
+        keep = scores > self.value
+        ties = (scores == self.value).flatten().nonzero().flatten()
+        keep.view(-1)[ties[max(self.ties - met, 0) :]] = True
+        return keep, met + len(ties)
+
+
+def lowest(scores: Mapping[str, Tensor], count: int) -> Cut:
+    """Where the `count` lowest of all scores end.
+
+    Two passes, each over one tensor at a time: a histogram of the upper half of every score's bits, then one of the
+    lower half for the scores in the bin where the count is reached (radix selection). Nothing is sorted or kept.
+
+    Args:
+        scores: fp32.
+        count: from 0 to the number of scores.
+
+    Raises:
+        UserError: a score is NaN.
+    """
+    if count == 0:
+        return Cut(-math.inf, 0)
+    high = torch.zeros(2**16, dtype=torch.int64)
+    for name in scores:
+        for keys in _keys(scores[name], name):
+            high += torch.bincount((keys >> 16) + 2**15, minlength=2**16).cpu()
+    bin_, below = _reached(high, count)
+    low = torch.zeros(2**16, dtype=torch.int64)
+    for name in scores:
+        for keys in _keys(scores[name], name):
+            low += torch.bincount(keys[(keys >> 16) + 2**15 == bin_] & 0xFFFF, minlength=2**16).cpu()
+    least, before = _reached(low, count - below)
+    return Cut(_value((bin_ - 2**15) * 2**16 + least), count - below - before)
+
+
+def keep_lowest_out(scores: Tensor, count: int, *, rows: bool, name: str) -> Tensor:
+    """Mask [rows, columns] that keeps all but the `count` lowest scores of a matrix, in each row alike or over all.
+
+    Raises:
+        UserError: a score is NaN; says of which matrix.
+    """
+    if not rows:
+        return lowest({name: scores}, count).kept(scores, 0)[0]
+    check_numbers(scores, name)
+    return _lowest_in_rows(scores, count)
+
+
+def _lowest_in_rows(scores: Tensor, count: int) -> Tensor:
+    """Mask [rows, columns] that keeps all but `count` entries, as many in each row.
+
+    Where the count is no multiple of the rows, the first rows lose one more.
+    """
+    whole, more = divmod(count, len(scores))
+    ranks = scores.argsort(dim=1, stable=True)
+    lost = torch.full((len(scores), 1), whole, device=scores.device)
+    lost[:more] += 1
+    place = torch.arange(scores.shape[1], device=scores.device).expand_as(ranks)
+    return torch.empty_like(scores, dtype=torch.bool).scatter_(1, ranks, place >= lost)
+
+
+def check_numbers(scores: Tensor, name: str) -> None:
+    """Refuse scores that cannot be ranked.
+
+    Raises:
+        UserError: one is NaN.
+    """
+    if bool(scores.isnan().any()):
+        raise UserError(f"importance scores of {name} are not numbers: the model has diverged")
+
+
+def _keys(scores: Tensor, name: str) -> Iterator[Tensor]:
+    """Whole numbers in the order of the scores, in pieces: their bits, negative ones turned round."""
+    flat = scores.detach().flatten()
+    for start in range(0, flat.numel(), CHUNK):
+        piece = flat[start : start + CHUNK].float()
+        check_numbers(piece, name)
+        bits = (piece + 0.0).view(torch.int32)  # -0.0 becomes 0.0, its equal
+        yield (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+
+
+def _value(key: int) -> float:
+    """The score that a whole number of `_keys` stands for."""
+    bits = torch.tensor(key if key >= 0 else key ^ 0x7FFFFFFF, dtype=torch.int64).to(torch.int32)
+    return float(bits.view(torch.float32))
+
+
+def _reached(histogram: Tensor, count: int) -> tuple[int, int]:
+    """The bin in which the count is reached, and how many there are in the bins before."""
+    sums = histogram.cumsum(0)
+    bin_ = int(torch.searchsorted(sums, count))
+    return bin_, int(sums[bin_] - histogram[bin_])
