@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     params.check_method(level.method)
     prepare(settings.runtime)
 
+    from stages.bitmasks import MASKS_FILE, Masks
     from stages.models import anatomy, checkpoint
     from stages.pruning import changes, criterion, engine, masks, report, schedules
     from stages.training.calibration import sample
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if chosen.shrink or not plan:
             changes.load(generator.model, pruned / changes.WEIGHTS_FILE, missing_ok=True)
         if not plan:
-            first_masks = masks.Masks.load(pruned / masks.MASKS_FILE)
+            first_masks = Masks.load(pruned / MASKS_FILE)
             masks.check_fits(first_masks, described.weights, pruned)
     seed, rules = settings.runtime.seed, settings.prune
     context = criterion.Context(
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings=getattr(rules, level.method),
     )
 
-    def choose(sparsity: float, held: masks.Masks) -> masks.Masks:
+    def choose(sparsity: float, held: Masks) -> Masks:
         return engine.choose(context, chosen, sparsity, rules, held=held, progress=sparsity / level.sparsity)
 
     holder = HoldMasks(described.weights, first_masks, plan, choose)
@@ -86,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkpoint.save(
             generator,
             layout.model_folder(key),
-            beside=lambda folder: holder.masks.save(folder / masks.MASKS_FILE),
+            masks=holder.masks,
+            storage=settings.finetune.storage,
         )
         metrics = report.counts(generator.model, described) | {
             "loss": outcome.validation_loss,

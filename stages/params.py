@@ -178,6 +178,7 @@ class Finetune(Optimization):
     rounds: Positive
     ramp: Fraction
     refresh_steps: Positive
+    storage: Literal["dense", "sparse"]
 
 
 class Sweep(Section):

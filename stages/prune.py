@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     params.check_method(level.method)
     prepare(settings.runtime)
 
+    from stages.bitmasks import MASKS_FILE
     from stages.evaluation.loss import mean_loss
     from stages.models import anatomy, checkpoint
     from stages.pruning import changes, criterion, engine, masks, report
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen_masks = engine.choose(context, chosen, level.sparsity, rules)
     with replacing(layout.pruned_folder(level.key)) as folder:
         folder.mkdir()
-        chosen_masks.save(folder / masks.MASKS_FILE)
+        chosen_masks.save(folder / MASKS_FILE)
         if chosen.changes_weights:
             changes.save(generator.model, folder / changes.WEIGHTS_FILE)
     masks.apply(described.weights, chosen_masks)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 from transformers import PreTrainedModel
 
+from stages.bitmasks import MASKS_FILE
 from stages.models.anatomy import count_nonzero, describe, nonzero
+from stages.models.sparse import VALUES_FILE, is_sparse
 
 COMPRESSION_LEVEL = 9
 BLOCK = 64 * 2**20
@@ -38,7 +40,9 @@ def sizes(model: PreTrainedModel, folder: Path) -> dict[str, float]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of the model itself, sharded or not; masks lie beside them."""
+    """The safetensors files of the model itself, sharded or not, and of one kept without its zeros its masks too."""
+    if is_sparse(folder):
+        return [folder / VALUES_FILE, folder / MASKS_FILE]
     return sorted(folder.glob("model*.safetensors"))
 
 

@@ -8,7 +8,7 @@ many tokens to generate) is kept where `transformers` keeps it: `model_max_lengt
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +24,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from stages.bitmasks import MASKS_FILE, Masks
 from stages.errors import UserError
 from stages.files import replacing
+from stages.models import sparse
 from stages.models.sharing import share_sides, unshared_state
 
 Kind = Literal["encoder_decoder", "seq2seq", "causal"]
@@ -135,7 +137,10 @@ def load(folder: Path | str) -> Generator:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no checkpoint (config.json is missing): run `dvc repro` or `dvc pull`")
     config = load_config(str(folder))
-    model = load_model(str(folder), auto_class(config), config=config)
+    if sparse.is_sparse(folder):
+        model = sparse.load(folder, config)
+    else:
+        model = load_model(str(folder), auto_class(config), config=config)
     if getattr(config, "share_weights", False):
         share_sides(model)
     tokenizer = load_tokenizer(str(folder))
@@ -146,11 +151,22 @@ def load(folder: Path | str) -> Generator:
     return Generator(model.eval(), tokenizer, tokenizer.model_max_length, limit)
 
 
-def save(generator: Generator, folder: Path | str, beside: Callable[[Path], None] | None = None) -> None:
+def save(
+    generator: Generator,
+    folder: Path | str,
+    *,
+    masks: Masks | None = None,
+    storage: Literal["dense", "sparse"] = "dense",
+) -> None:
     """Write a generator as a plain `transformers` folder, replacing `folder` only once all is written.
 
-    The bytes depend on the weights and settings alone: where a model was loaded from is left out. `beside` is
-    called with the unfinished folder, to add files that belong to the checkpoint.
+    The bytes depend on the weights and settings alone: where a model was loaded from is left out.
+
+    Args:
+        generator: what to save.
+        folder: to write to.
+        masks: of its pruned weights, written beside the checkpoint.
+        storage: `sparse` leaves out the zeros of the masks, see `stages.models.sparse`; `load` reads both.
     """
     model, tokenizer = generator.model, generator.tokenizer
     for config in (model.config, *(getattr(model.config, side, None) for side in ("encoder", "decoder"))):
@@ -168,8 +184,10 @@ def save(generator: Generator, folder: Path | str, beside: Callable[[Path], None
     with replacing(folder) as partial:
         model.save_pretrained(partial, state_dict=unshared_state(model))
         tokenizer.save_pretrained(partial)
-        if beside:
-            beside(partial)
+        if masks:
+            masks.save(partial / MASKS_FILE)
+            if storage == "sparse":
+                sparse.compress(partial, masks)
 
 
 def auto_class(config: Any) -> Any:

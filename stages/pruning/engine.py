@@ -7,12 +7,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from stages.bitmasks import Masks
 from stages.models.anatomy import Matrix
 from stages.params import Prune
 from stages.pruning import budget, patterns
 from stages.pruning.criterion import Context, Criterion
 from stages.pruning.layerwise import outlier_ratios, prune_in_order
-from stages.pruning.masks import Masks, keep_whole
+from stages.pruning.masks import keep_whole
 from stages.pruning.patterns import Pattern
 from stages.pruning.scores import Scores
 from stages.pruning.selection import keep_lowest_out, lowest

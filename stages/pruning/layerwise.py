@@ -18,10 +18,11 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from stages.bitmasks import Masks
 from stages.errors import UserError
 from stages.models.anatomy import Matrix
 from stages.pruning.criterion import Context
-from stages.pruning.masks import Masks, keep_whole
+from stages.pruning.masks import keep_whole
 from stages.pruning.patterns import Pattern
 from stages.pruning.selection import keep_lowest_out
 from stages.pruning.statistics import Norms, Statistic

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stages.bitmasks import Masks
 from stages.errors import UserError
 from stages.files import replacing
 from stages.models import anatomy
@@ -21,7 +22,6 @@ from stages.models.checkpoint import auto_class, load_config
 from stages.params import Prune
 from stages.pruning import engine
 from stages.pruning.criterion import Context, Criterion
-from stages.pruning.masks import Masks
 from stages.pruning.scores import Scores
 
 INDEX = "model.safetensors.index.json"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from stages.pruning.masks import Masks
+from stages.bitmasks import Masks
 
 Choose = Callable[[float, Masks], Masks]
 """Chooses masks of that sparsity among the weights as they are now; those that are pruned stay so."""

@@ -41,12 +41,13 @@ def test_levels_are_compared(finished):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_sparsity_is_exact_and_held(finished, key):
+    from stages.bitmasks import MASKS_FILE, Masks
     from stages.models import anatomy, checkpoint
     from stages.pruning import masks
 
     folder = finished.root / "outputs/models/finetuned" / key
     weights = anatomy.describe(checkpoint.load(folder).model).weights
-    held = masks.load(folder / masks.MASKS_FILE)
+    held = Masks.load(folder / MASKS_FILE)
     masks.check_held(weights, held)
     total = sum(weight.numel() for weight in weights.values())
     pruned = sum(int((weight == 0).sum()) for weight in weights.values())

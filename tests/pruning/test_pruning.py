@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn.utils import prune as oracle
 
 from stages import params
+from stages.bitmasks import MASKS_FILE, Masks
 from stages.errors import UserError
 from stages.models.anatomy import Matrix
 from stages.pruning import changes, criterion, engine, masks, schedules
-from stages.pruning.masks import Masks
 
 
 def two_layers(seed: int = 0) -> nn.Sequential:
@@ -161,7 +161,7 @@ def test_every_method_has_a_criterion_and_knobs():
 
 @given(rows=st.integers(1, 9), columns=st.integers(1, 9), seed=st.integers(0, 99))
 def test_masks_round_trip_at_one_bit_a_weight(rows, columns, seed, tmp_path_factory):
-    path = tmp_path_factory.mktemp("masks") / masks.MASKS_FILE
+    path = tmp_path_factory.mktemp("masks") / MASKS_FILE
     mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) > 0.5
     Masks({"a.weight": mask, "b": ~mask}).save(path)
     loaded = Masks.load(path)
@@ -178,7 +178,7 @@ def test_mask_file_is_small(tmp_path):
     "spoil", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-1]), lambda p: p.write_bytes(b"")]
 )
 def test_bad_mask_files_end_in_one_clear_line(spoil, tmp_path):
-    path = tmp_path / masks.MASKS_FILE
+    path = tmp_path / MASKS_FILE
     Masks({"w": torch.rand(5, 5) > 0.5}).save(path)
     spoil(path)
     with pytest.raises(UserError, match=r"is missing|is damaged"):

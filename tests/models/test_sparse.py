@@ -1,0 +1,79 @@
+"""A level without its zeros: as large as what it holds, and the same model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from shared import FAMILIES
+
+from stages.bitmasks import MASKS_FILE
+from stages.densify import main as densify
+from stages.errors import UserError
+from stages.evaluation.size import sizes
+from stages.models import anatomy, checkpoint, sparse
+from stages.pruning import criterion, engine, masks
+
+
+@pytest.fixture
+def pruned(build_family, settings):
+    """`pruned(family)`: a generator with 70 % of its eligible weights at zero, and the masks."""
+
+    def make(family: str, **changes):
+        generator = build_family(family, **changes)
+        matrices = anatomy.describe(generator.model).matrices
+        context = criterion.Context(generator.model, matrices, list, 0, None)
+        chosen = engine.choose(context, criterion.find("magnitude"), 0.7, settings().prune)
+        masks.apply(context.weights, chosen)
+        return generator, chosen
+
+    return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loads_as_the_same_model_and_becomes_plain_again(family, pruned, tmp_path):
+    generator, chosen = pruned(family)
+    checkpoint.save(generator, tmp_path / "plain", masks=chosen)
+    checkpoint.save(generator, tmp_path / "sparse", masks=chosen, storage="sparse")
+    assert not list((tmp_path / "sparse").glob("model*"))
+    plain, loaded = (checkpoint.load(tmp_path / name) for name in ("plain", "sparse"))
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, loaded.model.state_dict()[name]), name
+    assert plain.model.generation_config.to_dict() == loaded.model.generation_config.to_dict()
+    densify([str(tmp_path / "sparse"), "--output", str(tmp_path / "again")])
+    files = {file.name for file in (tmp_path / "plain").iterdir()}
+    assert {file.name for file in (tmp_path / "again").iterdir()} == files
+    for name in files:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes(), name
+
+
+def test_costs_what_it_holds(pruned, tmp_path):
+    generator, chosen = pruned("bert", encoder={"config": WIDE}, decoder={"config": WIDE})
+    checkpoint.save(generator, tmp_path / "sparse", masks=chosen, storage="sparse")
+    figures = sizes(checkpoint.load(tmp_path / "sparse").model, tmp_path / "sparse")
+    allowed = figures["nonzero_parameters"] * 4 + figures["eligible_parameters"] / 8
+    # Parameters that happen to be zero without being pruned, as new biases are, are kept like others.
+    others = sum(int((p == 0).sum()) for p in generator.model.parameters()) - chosen.pruned
+    assert figures["size_bytes"] <= 1.05 * allowed + 4 * others
+
+
+@pytest.mark.parametrize("file", [sparse.VALUES_FILE, MASKS_FILE])
+@pytest.mark.parametrize(
+    "spoil", [lambda path: path.write_bytes(path.read_bytes()[:-5]), lambda path: path.write_text("")]
+)
+def test_damage_ends_in_one_clear_line(file, spoil, pruned, tmp_path):
+    generator, chosen = pruned("gpt2")
+    checkpoint.save(generator, tmp_path / "sparse", masks=chosen, storage="sparse")
+    spoil(tmp_path / "sparse" / file)
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoint.load(tmp_path / "sparse")
+
+
+def test_files_of_two_levels_are_told_apart(pruned, tmp_path):
+    generator, chosen = pruned("gpt2")
+    checkpoint.save(generator, tmp_path / "sparse", masks=chosen, storage="sparse")
+    masks.keep_all(anatomy.describe(generator.model).weights).save(tmp_path / "sparse" / MASKS_FILE)
+    with pytest.raises(UserError, match="another number of values"):
+        checkpoint.load(tmp_path / "sparse")
+
+
+WIDE = {"num_hidden_layers": 1, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 256}
