@@ -16,6 +16,9 @@ from stages.text.rows import Columns, Row, read_chunks, read_lines
 # Numbers stay as they are written, such as 1.10. NaN is no JSON, but many tools write it for a missing value.
 _decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda _: None)
 _SPACE = " \t\r\n"
+_MAX_ELEMENT_CHARACTERS = 1 << 26
+# At least as many characters as -Infinity or the surrogate pair \ud83d\ude00.
+_LONGEST_TOKEN = 16
 
 
 def read_json(path: Path, columns: Columns) -> Iterator[Row]:
@@ -78,21 +81,23 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 def _array(path: Path) -> Iterator[dict[str, Any]]:
     text = _Buffer(read_chunks(path))
     text.expect("[")
-    if text.peek() == "]":
-        return
-    number = 1
-    while True:
-        if text.peek() != "{":
-            raise UserError(f"{path}: element {number} of the array is not an object")
-        try:
-            yield text.take_value()
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: element {number} of the array is broken ({error.msg})") from None
-        if text.peek() == "]":
-            return
-        if not text.expect(","):
-            raise UserError(f"{path}: expected a comma or ']' after element {number} of the array")
+    number = 0
+    while not text.expect("]"):
+        if number and not text.expect(","):
+            raise UserError(f"{path}, line {text.line()}: expected a comma or ']' after element {number} of the array")
         number += 1
+        if text.peek() != "{":
+            raise UserError(f"{path}, line {text.line()}: element {number} of the array is not an object")
+        try:
+            yield text.take_object()
+        except json.JSONDecodeError as error:
+            place = f"{path}, line {text.line(error.pos)}"
+            raise UserError(f"{place}: element {number} of the array is broken ({error.msg})") from None
+    if found := text.peek():
+        raise UserError(
+            f"{path}, line {text.line()}: expected the end of the file after the array, found {found!r}; "
+            "write one array of objects, or one object a line"
+        )
 
 
 class _Buffer:
@@ -102,6 +107,7 @@ class _Buffer:
         self._chunks = iter(chunks)
         self._text = ""
         self._at = 0
+        self._lines_dropped = 0
 
     def peek(self) -> str:
         """The next character that is no white space; empty at the end."""
@@ -119,19 +125,44 @@ class _Buffer:
         self._at += found
         return found
 
-    def take_value(self) -> Any:
-        """Decode the value that is next, asking for more text until it is whole."""
+    def take_object(self) -> dict[str, Any]:
+        """Decode the object that is next, asking for more text until it is whole.
+
+        Raises:
+            json.JSONDecodeError: it is broken, or longer than `_MAX_ELEMENT_CHARACTERS`.
+        """
         while True:
             try:
                 value, self._at = _decoder.raw_decode(self._text, self._at)
                 return value
-            except json.JSONDecodeError:
+            except json.JSONDecodeError as error:
+                if not self._may_be_cut_short(error):
+                    raise
+                if len(self._text) - self._at > _MAX_ELEMENT_CHARACTERS:
+                    message = f"no end within {_MAX_ELEMENT_CHARACTERS:,} characters"
+                    raise json.JSONDecodeError(message, self._text, self._at) from None
                 if not self._more():
                     raise
 
+    def line(self, at: int | None = None) -> int:
+        """Number of the line of a position in the unread text; of the next character without one."""
+        return 1 + self._lines_dropped + self._text.count("\n", 0, self._at if at is None else at)
+
+    def _may_be_cut_short(self, error: json.JSONDecodeError) -> bool:
+        """Whether the rest of the text may mend this: it ends within a string, or within the token at fault."""
+        return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_TOKEN
+
     def _more(self) -> bool:
-        chunk = next(self._chunks, None)
-        if chunk is None:
+        """Add at least as much text as is unread, so that a long object is decoded again only a few times."""
+        unread = self._text[self._at :]
+        added, characters = [], 0
+        for chunk in self._chunks:
+            added.append(chunk)
+            characters += len(chunk)
+            if characters >= max(len(unread), 1):
+                break
+        if not added:
             return False
-        self._text, self._at = self._text[self._at :] + chunk, 0
+        self._lines_dropped += self._text.count("\n", 0, self._at)
+        self._text, self._at = "".join([unread, *added]), 0
         return True
