@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ftfy.fixes import fix_surrogates
 
 from stages.errors import UserError
-from stages.text.rows import Columns, Row, read_chunks, read_lines
+from stages.text.rows import Columns, NotText, Row, read_chunks, read_lines
 
 # Numbers stay as they are written, such as 1.10. NaN is no JSON, but many tools write it for a missing value.
 _decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda _: None)
@@ -40,30 +39,65 @@ def read_json_lines(path: Path, columns: Columns) -> Iterator[Row]:
     return _rows(path, columns, _lines(path))
 
 
-def _rows(path: Path, columns: Columns, objects: Iterator[dict[str, Any]]) -> Iterator[Row]:
-    first = next(objects, None)
+class _Object(NamedTuple):
+    cells: dict[str, Any]
+    written: str
+    """The JSON text it was decoded from."""
+
+
+def _rows(path: Path, columns: Columns, objects: Iterator[_Object]) -> Iterator[Row]:
+    first: dict[str, Any] | None = None
+    missing = set(columns.names())
+    number = 1
+    try:
+        for found in objects:
+            first = found.cells if first is None else first
+            # A column may be left out of an object, as many writers do with empty ones, but not out of all.
+            if missing:
+                missing -= found.cells.keys()
+            yield Row(_cell(found, columns.source), _cell(found, columns.target), _label(found, columns.split))
+            number += 1
+    except RecursionError:
+        raise UserError(f"{path}, row {number}: lists or objects nested too deep to be read; leave them out") from None
     if first is None:
         raise UserError(f"{path} is empty: expected objects with the columns {', '.join(columns.names())}")
-    missing = set(columns.names())
-    for value in chain([first], objects):
-        # A column may be left out of an object, as many writers do with empty ones, but not out of all.
-        if missing:
-            missing -= value.keys()
-        split = value.get(columns.split) if columns.split else None
-        yield Row(
-            _cell(value.get(columns.source)),
-            _cell(value.get(columns.target)),
-            split if split is None else str(split),
-        )
     if missing:
         columns.positions(first, str(path))
 
 
-def _cell(value: object) -> object:
-    return fix_surrogates(value) if isinstance(value, str) else value
+def _cell(found: _Object, name: str) -> str | NotText | None:
+    cell = found.cells.get(name)
+    if isinstance(cell, str):
+        return fix_surrogates(cell)
+    return None if cell is None else NotText(_as_written(found.written, name))
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _label(found: _Object, name: str | None) -> str | None:
+    cell = None if name is None else _cell(found, name)
+    return cell.written if isinstance(cell, NotText) else cell
+
+
+def _as_written(text: str, name: str) -> str:
+    """The JSON of the value that an object, itself given as JSON, has under `name`."""
+    written, at = "", _skip_space(text, 0) + 1
+    while True:
+        key, at = _decoder.raw_decode(text, _skip_space(text, at))
+        start = _skip_space(text, _skip_space(text, at) + 1)  # past the colon
+        _, end = _decoder.raw_decode(text, start)
+        if key == name:
+            written = text[start:end]  # as in decoding, the last of equal keys counts
+        at = _skip_space(text, end) + 1
+        if text[at - 1] == "}":
+            return written
+
+
+def _skip_space(text: str, at: int) -> int:
+    while text[at] in _SPACE:
+        at += 1
+    return at
+
+
+def _lines(path: Path) -> Iterator[_Object]:
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
@@ -74,11 +108,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 f"{path}, line {number}: {error.msg}; expected an array of objects or one object a line"
             ) from None
         if not isinstance(value, dict):
-            raise UserError(f"{path}, line {number}: expected an object, found {line.strip():.40}")
-        yield value
+            raise UserError(f"{path}, line {number}: expected an object, found {line.strip()[:40]!r}")
+        yield _Object(value, line)
 
 
-def _array(path: Path) -> Iterator[dict[str, Any]]:
+def _array(path: Path) -> Iterator[_Object]:
     text = _Buffer(read_chunks(path))
     text.expect("[")
     number = 0
@@ -125,7 +159,7 @@ class _Buffer:
         self._at += found
         return found
 
-    def take_object(self) -> dict[str, Any]:
+    def take_object(self) -> _Object:
         """Decode the object that is next, asking for more text until it is whole.
 
         Raises:
@@ -133,8 +167,7 @@ class _Buffer:
         """
         while True:
             try:
-                value, self._at = _decoder.raw_decode(self._text, self._at)
-                return value
+                value, end = _decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 if not self._may_be_cut_short(error):
                     raise
@@ -143,6 +176,9 @@ class _Buffer:
                     raise json.JSONDecodeError(message, self._text, self._at) from None
                 if not self._more():
                     raise
+            else:
+                start, self._at = self._at, end
+                return _Object(value, self._text[start:end])
 
     def line(self, at: int | None = None) -> int:
         """Number of the line of a position in the unread text; of the next character without one."""

@@ -15,6 +15,7 @@ import pytest
 from stages.errors import UserError
 from stages.text import columnar, json_rows
 from stages.text.reading import BATCH_ROWS, find_parts, read_batches
+from stages.text.rows import NotText
 
 PAIRS = [
     ("inform (name, area)", 'The "#NAME#" is in the #AREA# , in the centre .'),
@@ -183,6 +184,28 @@ def test_json_keys_may_be_left_out_of_some_objects(data, tmp_path):
     assert read(data(tmp_path / "a.jsonl")) == [("a", None), (None, "\ufffd!")]
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize(
+    "written",
+    ['[1.10, "\\ud800", {"b": [1e5]}]', '{"target": "\\" }", "b": -0}', "[ ]", "true", '[{"a": {}} , "\u6587"]'],
+)
+def test_json_that_is_no_text_stays_as_written(data, tmp_path, name, written):
+    row = f'{{ "target":"b", "source": "no, the last of equal keys", "more" : [[]],"source" : {written} }}'
+    (tmp_path / name).write_text(f"[{row}]" if name == "a.json" else f"\n  {row}\r\n")
+    assert read(data(tmp_path / name)) == [(NotText(written), "b")]
+    label = next(read_batches(find_parts(data(tmp_path / name, source="more", split="source"), tmp_path))).rows[0].split
+    assert label == written
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_json_nested_too_deep(data, tmp_path, name):
+    deep = '{"source": "a", "target": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    text = f'{{"source": "a", "target": "b"}}\n{deep}'
+    (tmp_path / name).write_text(f"[{text}]".replace("\n", ",") if name == "a.json" else text)
+    with pytest.raises(UserError, match=rf"{name}, row 2: lists or objects nested too deep"):
+        read(data(tmp_path / name))
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 7])
 def test_json_array_read_in_pieces(data, tmp_path, monkeypatch, chunk):
     monkeypatch.setattr("stages.text.rows._CHUNK_BYTES", chunk)
@@ -330,7 +353,7 @@ def test_some_files_with_a_split_and_some_without(data, tmp_path):
         ("a.json", b'[\n{"source": 1},\n{"source": "a', "a.json, line 3: element 2 .* broken .Unterminated string"),
         ("a.json", b'[{"source": "a",\n"target": "\xff"}]', "a.json, line 2: not UTF-8"),
         ("a.jsonl", b'{"source": "a", "target": "b"}\n{"source": \n', "a.jsonl, line 2: "),
-        ("a.jsonl", b'{"source": "a", "target": "b"}\n[1]\n', "a.jsonl, line 2: expected an object, found \\[1\\]"),
+        ("a.jsonl", b'{"source": "a", "target": "b"}\n[1]\n', "a.jsonl, line 2: expected an object, found '\\[1\\]'"),
         ("a.jsonl", b'{"source": "a", "utterance": "b"}\n', "a.jsonl has no column 'target'"),
         ("a.parquet", b"PAR1 not", "a.parquet is not a readable Parquet file"),
         ("a.parquet", b"", "a.parquet is not a readable Parquet file"),
