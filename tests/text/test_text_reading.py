@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from functools import partial
 from itertools import chain
 from unittest.mock import Mock
 
@@ -267,15 +268,28 @@ def test_a_byte_order_mark_is_no_text(data, tmp_path):
     assert [read(data(tmp_path / name)) for name in ("a.csv", "a.jsonl", "a.json")] == [[("ä", "b")]] * 3
 
 
-def test_blank_lines_and_ragged_rows_of_csv(data, tmp_path):
-    (tmp_path / "a.csv").write_text("\nsource,target\n\na,b\nonly one\nthree,cells,here\nc,d")
-    rows = list(find_parts(data(tmp_path / "a.csv"), tmp_path)[0].read())
-    assert [(row.source, row.target, row.malformed) for row in rows] == [
-        ("a", "b", False),
-        ("only one", None, True),
-        ("three,cells,here", None, True),
-        ("c", "d", False),
-    ]
+def test_blank_lines_of_csv_are_no_rows(data, tmp_path):
+    (tmp_path / "a.csv").write_text("\nsource,target\n\na,b\n\n\nc,d")
+    assert read(data(tmp_path / "a.csv")) == [("a", "b"), ("c", "d")]
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_ragged_rows_of_csv_stay_as_written(data, tmp_path, delimiter):
+    written = ["only one", 'three,cells,"he said ""here"""', '"with a\r\nline break"', ' "a" ,,']
+    lines = ["source,target", "a,b", written[0], "", *written[1:3], '"c\n",d', written[3]]
+    path = tmp_path / ("a.csv" if delimiter == "," else "a.tsv")
+    path.write_bytes("\r\n".join(lines).replace(",", delimiter).encode())
+    rows = list(find_parts(data(path), tmp_path)[0].read())
+    assert [row.source for row in rows if row.malformed] == [text.replace(",", delimiter) for text in written]
+    assert [row[:2] for row in rows if not row.malformed] == [("a", "b"), ("c\n", "d")]
+
+
+def test_a_quote_that_is_never_closed_does_not_take_in_the_file(data, tmp_path, monkeypatch, request):
+    request.addfinalizer(partial(csv.field_size_limit, csv.field_size_limit()))
+    monkeypatch.setattr("stages.text.delimited._MAX_CELL_CHARACTERS", 50)
+    (tmp_path / "a.csv").write_text('source,target\na,b\nc,"d\n' + "e,f\n" * 1000)
+    with pytest.raises(UserError, match=r"a\.csv, line 1\d, in the row that begins in line 3: field larger than"):
+        read(data(tmp_path / "a.csv"))
 
 
 def test_rows_are_numbered_across_batches(data, tmp_path):
@@ -336,7 +350,7 @@ def test_some_files_with_a_split_and_some_without(data, tmp_path):
         ("a.csv", b"source,target\na,b\n\xe9t\xe9,b\n", "a.csv, line 3: not UTF-8"),
         ("a.csv", "source,target\n".encode("utf-16"), "a.csv, line 1: not UTF-8"),
         ("a.csv", b'source,target\na,b\na,"b" c\n', "a.csv, line 3: "),
-        ("a.csv", b'source,target\na,"b\nc', "a.csv, line 3: unexpected end of data"),
+        ("a.csv", b'source,target\na,"b\nc', "a.csv, line 3, in the row that begins in line 2: unexpected end"),
         ("a.tsv", b"source,target\na,b\n", "a.tsv has no column 'source'"),
         ("a.csv.gz", b"source,target\n", "a.csv.gz is not a whole gzip file"),
         ("a.csv.gz", gzip.compress(b"source,target\na,b\n" * 50)[:-9], "a.csv.gz is not a whole gzip file"),
