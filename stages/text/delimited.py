@@ -48,10 +48,10 @@ def _read(path: Path, columns: Columns, delimiter: str) -> Iterator[Row]:
             lines.of_row.clear()
     except csv.Error as error:
         begins = reader.line_num - len(lines.of_row) + 1
-        row = f", in the row that begins in line {begins}" if begins < reader.line_num else ""
-        raise UserError(
-            f'{path}, line {reader.line_num}{row}: {error}; a cell that holds quotes is written "like ""this"""'
-        ) from None
+        place = f"{path}, line {reader.line_num}"
+        if begins < reader.line_num:
+            place += f", in the row that begins in line {begins}"
+        raise UserError(f'{place}: {error}; a cell with quotes or line breaks is written "like ""this"""') from None
 
 
 class _Lines:

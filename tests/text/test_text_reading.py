@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import struct
 from functools import partial
 from itertools import chain
 from unittest.mock import Mock
@@ -134,6 +135,38 @@ def test_folder_saved_by_datasets(data, tmp_path):
     next((tmp_path / "one").glob("*.arrow")).unlink()
     with pytest.raises(UserError, match="not a readable `datasets` folder"):
         read(data(tmp_path / "one"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state.json", "[]"),
+        ("state.json", '{"_data_files": 1}'),
+        ("dataset_info.json", "null"),
+        ("dataset_info.json", '{"features": {"source": []}}'),
+        ("dataset_info.json", "{"),
+    ],
+)
+def test_damaged_folder_saved_by_datasets(data, tmp_path, file, content):
+    from datasets import Dataset
+
+    Dataset.from_dict({"source": ["a"], "target": ["b"]}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / file).write_text(content)
+    with pytest.raises(UserError, match="not a readable `datasets` folder") as error:
+        read(data(tmp_path / "saved"))
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_texts_in_a_folder_saved_by_datasets(data, tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_dict({"source": ["eleven", "one"], "target": ["b", "c"]}).save_to_disk(tmp_path / "saved")
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    whole, offsets = file.read_bytes(), struct.pack("<3i", 0, 6, 9)
+    assert whole.count(offsets) == 1
+    file.write_bytes(whole.replace(offsets, struct.pack("<3i", 0, 6, 1)))
+    with pytest.raises(UserError, match=r"saved is damaged .*: save the dataset again"):
+        read(data(tmp_path / "saved"))
 
 
 def test_hub_id_goes_through_load_dataset(data, tmp_path):
@@ -316,6 +349,14 @@ def test_folder_reads_what_the_pattern_matches_in_name_order(data, tmp_path):
         read(data(tmp_path, pattern="x*"))
 
 
+@pytest.mark.parametrize("pattern", ["", ".", "/", "/data/*.csv", "../*.csv"])
+def test_a_pattern_that_cannot_match(data, tmp_path, pattern):
+    (tmp_path / "folder").mkdir()
+    write_csv(tmp_path / "a.csv", PAIRS)
+    with pytest.raises(UserError, match=r"data\.pattern '.*' cannot match files below .*folder: write for example"):
+        read(data(tmp_path / "folder", pattern=pattern))
+
+
 @pytest.mark.parametrize(
     ("names", "splits"),
     [
@@ -385,6 +426,8 @@ def test_unreadable_files(data, tmp_path, name, content, message):
 def test_data_that_is_not_there(data, tmp_path):
     with pytest.raises(UserError, match=r"nothing\.csv does not exist: set data\.path"):
         find_parts(data(tmp_path / "nothing.csv"), tmp_path)
+    with pytest.raises(UserError, match=r"cannot read data\.path x+: File name too long"):
+        find_parts(data("x" * 300), tmp_path)
 
 
 def test_split_column_of_plain_text(data, tmp_path):
@@ -400,6 +443,14 @@ def test_columns_of_parquet_that_hold_no_text(data, tmp_path):
     invalid = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff"))
     pq.write_table(pa.table({"source": invalid, "target": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="column 'source' is not UTF-8"):
+        read(data(tmp_path / "a.parquet"))
+
+
+def test_column_names_of_parquet_that_are_no_text(data, tmp_path):
+    pq.write_table(pa.table({"source": ["a"], "target": ["b"]}), tmp_path / "a.parquet", store_schema=False)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole.replace(b"source", b"s\xffurce"))
+    with pytest.raises(UserError, match=r"a\.parquet is not a readable Parquet file: 'utf-8' codec can't decode"):
         read(data(tmp_path / "a.parquet"))
 
 
