@@ -55,7 +55,7 @@ def _read(path: Path, columns: Columns, delimiter: str) -> Iterator[Row]:
 
 
 class _Lines:
-    """The lines of a file, those of the row that is being read put by: a cell may hold line breaks."""
+    """The lines of a file; those passed on since `of_row` was last cleared are in it, for a row may take several."""
 
     def __init__(self, path: Path) -> None:
         self.of_row: list[str] = []
