@@ -72,7 +72,8 @@ def find_parts(data: Data, cache: Path) -> list[Part]:
         cache: folder that a hub dataset is downloaded to.
 
     Raises:
-        UserError: nothing is there, or only some of several files name their split.
+        UserError: nothing is there, one file of a text pair is named alone, or only some of several files name
+            their split.
     """
     source, target = (data.target, data.source) if data.swap else (data.source, data.target)
     columns = Columns(source, target, data.split)
@@ -89,6 +90,11 @@ def find_parts(data: Data, cache: Path) -> list[Part]:
         return _folder_parts(path, data, columns)
     if not exists:
         raise UserError(f"{data.path} does not exist: set data.path in params.yaml to your data")
+    if _suffix(path) in PAIR_SUFFIXES:
+        raise UserError(
+            f"{data.path} is half of a pair, and DVC would not see the other half change: "
+            f"set data.path to their folder, and data.pattern to {path.name!r}"
+        )
     return [_file_part(path, None, data, columns)]
 
 

@@ -96,18 +96,23 @@ def test_line_aligned_texts(data, tmp_path, named, zipped):
         (tmp_path / f"all.{side}{'.gz' if zipped else ''}").write_bytes(gzip.compress(raw) if zipped else raw)
     assert read(data(tmp_path)) == PAIRS
     named += ".gz" if zipped else ""
-    assert read(data(tmp_path / named, source="act", target="utterance")) == PAIRS
-    assert read(data(tmp_path / named, swap=True)) == [(t, s) for s, t in PAIRS]
+    with pytest.raises(
+        UserError, match=rf"{named} is half of a pair.* data\.path to .* and data\.pattern to '{named}'"
+    ):
+        find_parts(data(tmp_path / named), tmp_path)
+    write_csv(tmp_path / "other.csv", PAIRS)
+    assert read(data(tmp_path, pattern=named, source="act", target="utterance")) == PAIRS
+    assert read(data(tmp_path, pattern=named, swap=True)) == [(t, s) for s, t in PAIRS]
 
 
 def test_line_aligned_texts_of_different_length(data, tmp_path):
     (tmp_path / "a.source").write_text("one\ntwo\nthree\n")
     (tmp_path / "a.target").write_text("one\ntwo")
     with pytest.raises(UserError, match=r"a\.target ends after line 2 and .*a\.source does not"):
-        read(data(tmp_path / "a.source"))
+        read(data(tmp_path))
     (tmp_path / "a.target").unlink()
     with pytest.raises(UserError, match=r"cannot read .*a\.target"):
-        read(data(tmp_path / "a.source"))
+        read(data(tmp_path))
 
 
 def test_folder_saved_by_datasets(data, tmp_path):
@@ -433,7 +438,7 @@ def test_data_that_is_not_there(data, tmp_path):
 def test_split_column_of_plain_text(data, tmp_path):
     (tmp_path / "a.source").write_text("a\n")
     with pytest.raises(UserError, match=r"and has no column 'fold': set data\.split to null"):
-        find_parts(data(tmp_path / "a.source", split="fold"), tmp_path)
+        find_parts(data(tmp_path, split="fold"), tmp_path)
 
 
 def test_columns_of_parquet_that_hold_no_text(data, tmp_path):
