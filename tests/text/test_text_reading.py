@@ -8,16 +8,14 @@ import json
 import struct
 from functools import partial
 from itertools import chain
-from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from stages.errors import UserError
-from stages.text import columnar, json_rows
+from stages.text import columnar
 from stages.text.reading import BATCH_ROWS, find_parts, read_batches
-from stages.text.rows import NotText
 
 PAIRS = [
     ("inform (name, area)", 'The "#NAME#" is in the #AREA# , in the centre .'),
@@ -218,87 +216,6 @@ def test_dictionary_columns_of_parquet_are_text(data, tmp_path):
     assert read(data(tmp_path / "a.parquet")) == [("b", "x"), (None, "y"), ("b", "z")]
 
 
-def test_json_keys_may_be_left_out_of_some_objects(data, tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"source": "a"}\n\n{"source": null, "target": "\\ud800!"}\n')
-    assert read(data(tmp_path / "a.jsonl")) == [("a", None), (None, "\ufffd!")]
-
-
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-@pytest.mark.parametrize(
-    "written",
-    ['[1.10, "\\ud800", {"b": [1e5]}]', '{"target": "\\" }", "b": -0}', "[ ]", "true", '[{"a": {}} , "\u6587"]'],
-)
-def test_json_that_is_no_text_stays_as_written(data, tmp_path, name, written):
-    row = f'{{ "target":"b", "source": "no, the last of equal keys", "more" : [[]],"source" : {written} }}'
-    (tmp_path / name).write_text(f"[{row}]" if name == "a.json" else f"\n  {row}\r\n")
-    assert read(data(tmp_path / name)) == [(NotText(written), "b")]
-    label = next(read_batches(find_parts(data(tmp_path / name, source="more", split="source"), tmp_path))).rows[0].split
-    assert label == written
-
-
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_json_nested_too_deep(data, tmp_path, name):
-    deep = '{"source": "a", "target": ' + "[" * 100_000 + "]" * 100_000 + "}"
-    text = f'{{"source": "a", "target": "b"}}\n{deep}'
-    (tmp_path / name).write_text(f"[{text}]".replace("\n", ",") if name == "a.json" else text)
-    with pytest.raises(UserError, match=rf"{name}, row 2: lists or objects nested too deep"):
-        read(data(tmp_path / name))
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 7])
-def test_json_array_read_in_pieces(data, tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr("stages.text.rows._CHUNK_BYTES", chunk)
-    write_json(tmp_path / "a.json", MULTILINE, indent=1, ensure_ascii=False)
-    assert read(data(tmp_path / "a.json")) == MULTILINE
-    (tmp_path / "a.json").write_text("[]")
-    with pytest.raises(UserError, match=r"a\.json is empty"):
-        read(data(tmp_path / "a.json"))
-
-
-def test_json_array_cut_at_every_place(data, tmp_path, monkeypatch):
-    text = r'[{"source": "\ud83d\ude00 \u00e9 \"", "target": -1.5e+10, "more": [true, -Infinity, {"a": []}]} ] '
-    whole = [('😀 é "', "-1.5e+10")]
-    (tmp_path / "a.json").write_text(text)
-    for cut in range(1, len(text)):
-        pieces = [text[:cut], *text[cut:]]
-        monkeypatch.setattr(json_rows, "read_chunks", lambda path, pieces=pieces: iter(pieces))
-        assert read(data(tmp_path / "a.json")) == whole
-
-
-def test_a_broken_json_element_is_told_without_reading_on(data, tmp_path, monkeypatch):
-    def endless(path):
-        yield '[{"source": "a", "target": "b"},\n{"source": "c" "target": "d"},'
-        yield from ('\n{"source": "e", "target": "f"},' for _ in range(100))
-        pytest.fail("the rest of the file was read")
-
-    (tmp_path / "a.json").touch()
-    monkeypatch.setattr(json_rows, "read_chunks", endless)
-    with pytest.raises(UserError, match=r"a\.json, line 2: element 2 of the array is broken \(Expecting ',' delimiter"):
-        read(data(tmp_path / "a.json"))
-
-
-def test_a_json_element_without_end_is_not_held_in_memory(data, tmp_path, monkeypatch):
-    def endless(path):
-        yield '[{"source": "a'
-        yield from ("a" * 10 for _ in range(1000))
-        pytest.fail("the rest of the file was read")
-
-    (tmp_path / "a.json").touch()
-    monkeypatch.setattr(json_rows, "read_chunks", endless)
-    monkeypatch.setattr(json_rows, "_MAX_ELEMENT_CHARACTERS", 1000)
-    with pytest.raises(UserError, match=r"a\.json, line 1: element 1 .* \(no end within 1,000 characters\)"):
-        read(data(tmp_path / "a.json"))
-
-
-def test_a_long_json_element_is_decoded_a_few_times_only(data, tmp_path, monkeypatch):
-    decoder = Mock(wraps=json_rows._decoder)
-    monkeypatch.setattr(json_rows, "_decoder", decoder)
-    monkeypatch.setattr("stages.text.rows._CHUNK_BYTES", 1)
-    write_json(tmp_path / "a.json", [("a" * 5000, "b")])
-    assert read(data(tmp_path / "a.json")) == [("a" * 5000, "b")]
-    assert decoder.raw_decode.call_count < 20
-
-
 def test_a_byte_order_mark_is_no_text(data, tmp_path):
     (tmp_path / "a.csv").write_bytes("\ufeffsource,target\r\nä,b\r\n".encode())
     (tmp_path / "a.jsonl").write_bytes('\ufeff{"source": "ä", "target": "b"}'.encode())
@@ -403,14 +320,6 @@ def test_some_files_with_a_split_and_some_without(data, tmp_path):
         ("a.json", b"", "a.json is empty"),
         ("a.json", b" \n", "a.json is empty"),
         ("a.json", b'{"data": [\n', "a.json, line 1: "),
-        ("a.json", b'[{"source": 1}, 2]', "a.json, line 1: element 2 of the array is not an object"),
-        ("a.json", b'[{"source": 1}', "a.json, line 1: expected a comma or ']' after element 1"),
-        ("a.json", b'[{"source": 1} {"source": 2}]', "a.json, line 1: expected a comma"),
-        ("a.json", b'[{"source": ]', "a.json, line 1: element 1 of the array is broken"),
-        ("a.json", b'[{"source": 1}]\n[{"source": 2}]', r"a.json, line 2: expected the end of the file .* found '\['"),
-        ("a.json", b'[{"source": 1, "target": 2}] x', "a.json, line 1: expected the end of the file .* found 'x'"),
-        ("a.json", b"[]\n\n,", "a.json, line 3: expected the end of the file"),
-        ("a.json", b'[\n{"source": 1},\n{"source": "a', "a.json, line 3: element 2 .* broken .Unterminated string"),
         ("a.json", b'[{"source": "a",\n"target": "\xff"}]', "a.json, line 2: not UTF-8"),
         ("a.jsonl", b'{"source": "a", "target": "b"}\n{"source": \n', "a.jsonl, line 2: "),
         ("a.jsonl", b'{"source": "a", "target": "b"}\n[1]\n', "a.jsonl, line 2: expected an object, found '\\[1\\]'"),
