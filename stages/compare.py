@@ -3,6 +3,9 @@
     dvc repro compare                         (or: python -m stages.compare)
     python -m stages.compare --show           prints the table again
 
+Files of levels that are no longer in `sweep` are taken out of the folders below first: the stage depends on these
+folders, and a clone that never had the levels should find the same there. DVC restores them if they join again.
+
 In:  for dense, baseline and every level of params `sweep`: outputs/metrics/evaluate/KEY.json,
      outputs/benchmark/KEY.json, outputs/predictions/KEY.parquet; for every level outputs/metrics/prune/KEY.json,
      outputs/metrics/finetune/KEY.layers.csv; KEY.curve.csv of levels and dense; outputs/metrics/references.json.
@@ -14,7 +17,7 @@ Out: outputs/compare/ (levels.csv, levels.md, quality.csv, layers.csv, losses.cs
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +28,8 @@ from stages.files import read_json, replacing, write_json
 if TYPE_CHECKING:
     from stages.evaluation.comparison import Choice, Entry
 
+ENDINGS = ("json", "parquet", "layers.csv", "curve.csv")
+"""Of the files that stages leave for a level, after its key."""
 SAMPLES = 12
 TABLE_COLUMNS = 100
 
@@ -40,13 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from stages.evaluation import comparison
 
+    keys = [level.key for level in settings.sweep.levels]
+    if not show_only:
+        _remove_leftovers({layout.DENSE, layout.BASELINE, *keys})
     entries = comparison.read_entries(settings.sweep.levels)
     references = read_json(layout.metrics_file("references"))
     choice = comparison.choose(entries, target.metric, target.max_drop)
     if show_only:
         _show(entries, choice, references)
         return
-    keys = [level.key for level in settings.sweep.levels]
     layers = comparison.layer_table(keys)
 
     folder = layout.COMPARE
@@ -71,6 +78,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signatures = read_signatures(files[layout.DENSE])
     _write_text(folder / "levels.md", comparison.markdown(entries, choice, references, signatures))
     _show(entries, choice, references)
+
+
+def _remove_leftovers(keys: Set[str]) -> None:
+    """Remove what the stage depends on of levels that are not in the sweep."""
+    stages = [layout.METRICS / stage for stage in ("prune", "finetune", "evaluate")]
+    left = sorted(
+        path
+        for folder in (*stages, layout.PREDICTIONS, layout.BENCHMARK)
+        for path in folder.glob("*.*")
+        if not path.name.startswith(".") and not _belongs(path.name, keys)
+    )
+    for path in left:
+        path.unlink()
+    if left:
+        print(f"removed {len(left)} files of levels that are no longer in the sweep; DVC's cache has them")
+
+
+def _belongs(name: str, keys: Set[str]) -> bool:
+    """Whether a file such as `magnitude-0.5.layers.csv` is one of these keys'."""
+    return any(name.startswith(f"{key}.") and name.removeprefix(f"{key}.") in ENDINGS for key in keys)
 
 
 def _write_text(path: Path, text: str) -> None:

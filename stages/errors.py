@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from stages.restore import outputs_kept
+
 INTERRUPTED = 130
 GO_ON = "interrupted: finished stages are kept; run the same command to go on"
 
@@ -22,14 +24,15 @@ class UserError(Exception):
 def command(main: Callable[..., None], *, interrupted: str = GO_ON) -> Callable[..., None]:
     """Run `main` as a command: a `UserError`, a full disk or Ctrl-C ends in one line on stderr.
 
-    Exit status is 1 for an error and 130 for Ctrl-C, which `interrupted` is said of. Any other exception is a bug
-    of ours and keeps its traceback.
+    A stage that fails leaves the outputs it had before. Exit status is 1 for an error and 130 for Ctrl-C, which
+    `interrupted` is said of. Any other exception is a bug of ours and keeps its traceback.
     """
 
     @functools.wraps(main)
     def run(*args: object, **kwargs: object) -> None:
         try:
-            main(*args, **kwargs)
+            with outputs_kept():
+                main(*args, **kwargs)
         except UserError as error:
             _stop(f"error: {error}", 1)
         except KeyboardInterrupt:

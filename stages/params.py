@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -26,7 +26,16 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Sparsity = Annotated[float | int, Field(ge=0, lt=1)]
+
+
+def _short(sparsity: float | int) -> float | int:
+    """A level's key has its sparsity as YAML and Python write it, and `1e-05` would read as part of a name."""
+    if "e" in repr(sparsity):
+        raise ValueError("must be 0 or at least 0.0001")
+    return sparsity
+
+
+Sparsity = Annotated[float | int, Field(ge=0, lt=1), AfterValidator(_short)]
 
 
 class Section(BaseModel):

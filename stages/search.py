@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = experiments.in_workspace([level for level in settings.sweep.levels if level.method == method])
     low, high = bounds(settings.search, results, good)
     candidates = grid(settings.search.resolution, low, high)
+    if not candidates:
+        step = f"search.resolution {settings.search.resolution:g}"
+        print(f"no multiple of {step} lies between {low:g} and {high:g}, the bounds as known")
 
     def attempt(sparsity: float) -> bool:
         if digest(PARAMS_FILE) != origin:
@@ -139,6 +142,9 @@ def _report(settings: Params, method: str, results: list[Result], good: Callable
     console = Console()
     console.width = max(console.width, TABLE_COLUMNS)
     console.print(table)
+    if not results:
+        _say(console, "Nothing was tried: widen search.low and search.high, or lower search.resolution.")
+        return
     if best is None:
         _say(
             console,

@@ -59,6 +59,7 @@ def set_at(values: dict, key: str, value: object) -> dict:
         ("search.low", 0.99, "low must be below high"),
         ("evaluate", None, "evaluate"),
         ("runtime.seed", True, "runtime.seed"),
+        ("sweep.sparsity", [1e-05], "at least 0.0001"),
     ],
 )
 def test_mistakes_name_the_key(key, value, message, default_values):

@@ -14,6 +14,7 @@ import io
 import json
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -44,8 +45,22 @@ def crosswoz_pairs(templates: dict[str, list[str]]) -> list[Pair]:
 
     Utterances without an act are left out: nothing says what they should have expressed.
     """
-    pairs = [(act, utterance) for act, utterances in templates.items() if act for utterance in utterances]
+    pairs = [(numbered(act), utterance) for act, utterances in templates.items() if act for utterance in utterances]
     return list(dict.fromkeys(pairs))
+
+
+def numbered(act: str) -> str:
+    """The act with repeated slots numbered from 1, as the utterances' placeholders are: `…+名称1*…+名称2`.
+
+    The source leaves to the reader that the second `Recommend+酒店+名称` of an act is said as `[Recommend+酒店+名称2]`.
+    """
+    slots = act.split("*")
+    total, met = Counter(slots), Counter[str]()
+    for index, slot in enumerate(slots):
+        if total[slot] > 1:
+            met[slot] += 1
+            slots[index] = f"{slot}{met[slot]}"
+    return "*".join(slots)
 
 
 def write_csv(path: Path, pairs: Iterable[Pair]) -> None:

@@ -125,12 +125,13 @@ class Chrf(_Sacrebleu):
 class RougeL:
     """F1 of the longest common subsequence with the best reference, mean over segments (Lin 2004).
 
-    English words are runs of letters and digits in lower case, as the `rouge-score` package has them without
-    stemming; in Chinese every character beside such a run is a word of its own.
+    Words are runs of letters and digits in lower case: of ASCII text the words of the `rouge-score` package without
+    stemming, which cuts other words at every letter beyond a to z. In Chinese every character beside a run of a to z
+    and digits is a word of its own.
     """
 
     name = "rougeL"
-    _WORD: ClassVar[dict[str, str]] = {"en": r"[a-z0-9]+", "zh": r"[a-z0-9]+|[^\W_]"}
+    _WORD: ClassVar[dict[str, str]] = {"en": r"[^\W_]+", "zh": r"[a-z0-9]+|[^\W_]"}
     _UNIT = 1e9  # F1 is kept in whole billionths, so that sums are exact
 
     def __init__(self, language: str) -> None:

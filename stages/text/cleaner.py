@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from stages.params import Clean, Data
 from stages.text.filtering import REASONS, Filter
 from stages.text.normalise import Normaliser, comparable
 from stages.text.reading import SPLITS, Batch, Row, split_of
+from stages.text.rows import NotText
 
 KEPT = 0
 REASON_CODES = {reason: code for code, reason in enumerate(REASONS, KEPT + 1)}
@@ -69,7 +69,7 @@ class BatchCleaner:
         rows: list[tuple[str | int | None, ...]] = []
         for number, row in enumerate(batch.rows, batch.first_row):
             label = SPLIT_CODES[self._split(batch, number, row)]
-            source, digest = (remembered if isinstance(row.source, str) else self._source)(row.source)
+            source, digest = remembered(row.source)
             target = self._text(row.target)
             reason = "malformed" if row.malformed else self._reason(source, target)
             if reason is None:
@@ -86,17 +86,17 @@ class BatchCleaner:
         arrays = [pa.array(column, field.type) for column, field in zip(columns, CLEANED, strict=True)]
         return pa.record_batch(arrays, schema=CLEANED)
 
-    def _source(self, cell: object) -> tuple[_Text, int]:
+    def _source(self, cell: str | NotText | None) -> tuple[_Text, int]:
         source = self._text(cell)
         return source, input_digest(source.text)
 
-    def _text(self, cell: object) -> _Text:
+    def _text(self, cell: str | NotText | None) -> _Text:
         if isinstance(cell, str):
             text = self.normalise(cell)
             return _Text(text, None if text == cell else cell)
         if cell is None:
             return _Text("", None)
-        return _Text("", json.dumps(cell, ensure_ascii=False), "not_text")
+        return _Text("", cell.written, "not_text")
 
     def _split(self, batch: Batch, number: int, row: Row) -> str | None:
         if not self.labelled or row.malformed:

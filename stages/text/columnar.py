@@ -26,10 +26,10 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Row]:
         file = pq.ParquetFile(pa.BufferReader(read_bytes(path)) if path.suffix == ".gz" else path)
         columns.positions(file.schema_arrow.names, str(path))
         yield from _rows(file.iter_batches(_BATCH_ROWS, columns=columns.names()), columns, str(path))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter of names in it
+        raise UserError(f"{path} is not a readable Parquet file: {_first_line(error)}") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot read {path}: {error.strerror or _first_line(error)}") from None
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -47,7 +47,7 @@ def load_saved(folder: Path) -> dict[str, Any]:
 
     try:
         loaded = load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except Exception as error:  # damaged JSON in it ends in whatever the library then stumbles over
         raise UserError(f"{folder} is not a readable `datasets` folder: {_first_line(error)}") from None
     return dict(loaded) if isinstance(loaded, DatasetDict) else {"": loaded}
 
@@ -77,11 +77,23 @@ def read_dataset(dataset: Any, columns: Columns, origin: str) -> Iterator[Row]:
     """Rows of a `datasets.Dataset`.
 
     Raises:
-        UserError: it lacks a column, or a column holds neither text nor numbers.
+        UserError: it is damaged, lacks a column, or a column holds neither text nor numbers.
     """
     columns.positions(dataset.column_names, origin)
-    tables = dataset.select_columns(columns.names()).with_format("arrow").iter(_BATCH_ROWS)
-    return _rows((batch for table in tables for batch in table.to_batches()), columns, origin)
+    try:
+        tables = dataset.select_columns(columns.names()).with_format("arrow").iter(_BATCH_ROWS)
+        yield from _rows(_validated(tables), columns, origin)
+    except UserError:
+        raise
+    except Exception as error:  # of Arrow, of the library on top of it, or of the system below
+        raise UserError(f"{origin} is damaged ({_first_line(error)}): save the dataset again") from None
+
+
+def _validated(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
+    for table in tables:
+        # These lie in memory as they lie in the file; reading a text by a wrong offset would crash the process.
+        table.validate(full=True)
+        yield from table.to_batches()
 
 
 def _rows(batches: Iterable[pa.RecordBatch], columns: Columns, origin: str) -> Iterator[Row]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from stages.errors import UserError
 from stages.text.rows import Columns, Row, read_lines
 
-_MAX_CELL_CHARACTERS = 2**31 - 1
+# A quote that is never closed would otherwise take the rest of the file into memory.
+_MAX_CELL_CHARACTERS = 1 << 26
 
 
 def read_csv(path: Path, columns: Columns) -> Iterator[Row]:
@@ -19,7 +20,7 @@ def read_csv(path: Path, columns: Columns) -> Iterator[Row]:
     Every cell is text: `NA`, `null` and `007` are read as written. Blank lines are no rows.
 
     Raises:
-        UserError: no header, a missing column, or a stray quote; names the line.
+        UserError: no header, a missing column, a stray quote, or a cell of over 64 Mi characters; names the line.
     """
     return _read(path, columns, ",")
 
@@ -31,21 +32,39 @@ def read_tsv(path: Path, columns: Columns) -> Iterator[Row]:
 
 def _read(path: Path, columns: Columns, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(_MAX_CELL_CHARACTERS)
-    reader = csv.reader(read_lines(path), delimiter=delimiter, strict=True)
+    lines = _Lines(path)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = next(filter(None, reader), None)
         if header is None:
             raise UserError(f"{path} is empty: expected a header line and rows")
         source, target, *split = columns.positions(header, str(path))
+        lines.of_row.clear()
         for cells in reader:
             if len(cells) == len(header):
                 yield Row(cells[source], cells[target], cells[split[0]] if split else None)
             elif cells:
-                yield Row(delimiter.join(cells), None, malformed=True)
+                yield Row(_without_line_end("".join(lines.of_row)), None, malformed=True)
+            lines.of_row.clear()
     except csv.Error as error:
-        raise UserError(
-            f'{path}, line {reader.line_num}: {error}; a cell that holds quotes is written "like ""this"""'
-        ) from None
+        begins = reader.line_num - len(lines.of_row) + 1
+        place = f"{path}, line {reader.line_num}"
+        if begins < reader.line_num:
+            place += f", in the row that begins in line {begins}"
+        raise UserError(f'{place}: {error}; a cell with quotes or line breaks is written "like ""this"""') from None
+
+
+class _Lines:
+    """The lines of a file; those passed on since `of_row` was last cleared are in it, for a row may take several."""
+
+    def __init__(self, path: Path) -> None:
+        self.of_row: list[str] = []
+        self._lines = read_lines(path)
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self.of_row.append(line)
+            yield line
 
 
 def read_text_pair(source_path: Path, target_path: Path) -> Iterator[Row]:

@@ -27,6 +27,7 @@ _CONTROL = re.compile(
 
 # Only tags that a text picks up on its way through a web page. A delexicalised <name>, <address> or <time> is
 # text, although the last two are HTML as well.
+_UNSEEN_START = re.compile(r"<!--|<(script|style)\b[^<>]*>", re.IGNORECASE)
 _UNSEEN = re.compile(r"<!--.*?-->|<(script|style)\b[^<>]*>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
 _INLINE = re.compile(
     r"</?(?:a|abbr|b|big|cite|code|del|em|font|i|img|ins|kbd|mark|nobr|s|small|span|strike|strong|sub|sup|tt|u)"
@@ -40,7 +41,7 @@ _BLOCK = re.compile(
 )
 
 # What one step uncovers another may have to treat: "&#8203;" is a tag's remnant, then a zero-width space. Real
-# texts settle in two rounds.
+# texts settle in two rounds. The bound keeps the time linear in the length, for texts such as "&amp;amp;amp;…".
 _MAX_ROUNDS = 10
 
 
@@ -48,7 +49,7 @@ _MAX_ROUNDS = 10
 class Normaliser:
     """The cleaning of one text; the steps are those of `clean` in params.yaml.
 
-    Applying it to its own result changes nothing.
+    Applying it to its own result changes nothing, unless markup is nested a hundred deep.
     """
 
     repair_encoding: bool
@@ -87,15 +88,34 @@ class Normaliser:
 def strip_html(text: str) -> str:
     """Replace entities by what they stand for, and remove comments, scripts and the tags of running text.
 
-    A tag that ends a line or a cell leaves a space.
+    A tag that ends a line or a cell leaves a space. What is nested or escaped over ten deep keeps the outer levels.
     """
-    while "&" in text or "<" in text:
+    for _ in range(_MAX_ROUNDS):
+        if "&" not in text and "<" not in text:
+            break
         before = text
         text = unescape_html(text)
-        text = _BLOCK.sub(" ", _INLINE.sub("", _UNSEEN.sub(" ", text)))
+        text = _BLOCK.sub(" ", _INLINE.sub("", _strip_unseen(text)))
         if text == before:
             break
     return text
+
+
+def _strip_unseen(text: str) -> str:
+    """`_UNSEEN.sub(" ", text)`, without looking for an end again from every start that has none."""
+    kept, at = [], 0
+    without_end = set()
+    for start in _UNSEEN_START.finditer(text):
+        kind = (start[1] or "").lower()
+        if start.start() < at or kind in without_end:
+            continue
+        unseen = _UNSEEN.match(text, start.start())
+        if unseen is None:
+            without_end.add(kind)
+        else:
+            kept.append(text[at : unseen.start()])
+            at = unseen.end()
+    return " ".join([*kept, text[at:]])
 
 
 def strip_control(text: str) -> str:

@@ -72,19 +72,29 @@ def find_parts(data: Data, cache: Path) -> list[Part]:
         cache: folder that a hub dataset is downloaded to.
 
     Raises:
-        UserError: nothing is there, or only some of several files name their split.
+        UserError: nothing is there, one file of a text pair is named alone, or only some of several files name
+            their split.
     """
     source, target = (data.target, data.source) if data.swap else (data.source, data.target)
     columns = Columns(source, target, data.split)
-    path = Path(data.path)
     if data.hub is not None:
         return _dataset_parts(data.hub, columnar.load_hub(data.hub, cache), columns)
-    if path.is_dir():
+    path = Path(data.path)
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"cannot read data.path {data.path}: {error.strerror}") from None
+    if is_folder:
         if columnar.is_saved_dataset(path):
             return _dataset_parts(data.path, columnar.load_saved(path), columns)
         return _folder_parts(path, data, columns)
-    if not path.exists():
+    if not exists:
         raise UserError(f"{data.path} does not exist: set data.path in params.yaml to your data")
+    if _suffix(path) in PAIR_SUFFIXES:
+        raise UserError(
+            f"{data.path} is half of a pair, and DVC would not see the other half change: "
+            f"set data.path to their folder, and data.pattern to {path.name!r}"
+        )
     return [_file_part(path, None, data, columns)]
 
 
@@ -104,7 +114,7 @@ def split_of(label: str | None) -> str | None:
 
 
 def _folder_parts(folder: Path, data: Data, columns: Columns) -> list[Part]:
-    found = sorted({_pair_source(path) for path in folder.glob(data.pattern) if _is_data(path)})
+    found = sorted({_pair_source(path) for path in _matching(folder, data.pattern) if _is_data(path)})
     if not found:
         raise UserError(f"{folder} has no file matching data.pattern {data.pattern!r} of a known kind: {_known()}")
     splits = [_split_in_name(path.relative_to(folder)) for path in found]
@@ -115,6 +125,17 @@ def _folder_parts(folder: Path, data: Data, columns: Columns) -> list[Part]:
     else:
         splits = [None] * len(found)
     return [_file_part(path, split, data, columns) for path, split in zip(found, splits, strict=True)]
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    try:
+        if ".." in Path(pattern).parts:
+            raise ValueError  # DVC does not track what is outside
+        return list(folder.glob(pattern))
+    except (ValueError, NotImplementedError, IndexError):  # which one depends on the version of Python
+        raise UserError(
+            f"data.pattern {pattern!r} cannot match files below {folder}: write for example '*.csv' or '**/*.csv'"
+        ) from None
 
 
 def _file_part(path: Path, split: str | None, data: Data, columns: Columns) -> Part:

@@ -44,15 +44,22 @@ class Columns(NamedTuple):
         return [name for name in self if name is not None]
 
 
+class NotText(NamedTuple):
+    """A cell that is a JSON list, object or boolean."""
+
+    written: str
+    """Its JSON as it stands in the file."""
+
+
 class Row(NamedTuple):
     """One row as read.
 
-    A cell is text, None where it is empty, or whatever JSON has there. Of a malformed row (one with too few or
-    too many cells) only the text of the whole line is known; it stands in `source`.
+    A cell is None where it is empty. Of a malformed row (one with too few or too many cells) only the text of the
+    whole line is known; it stands in `source`.
     """
 
-    source: object
-    target: object
+    source: str | NotText | None
+    target: str | NotText | None
     split: str | None = None
     malformed: bool = False
 

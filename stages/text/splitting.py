@@ -13,10 +13,11 @@ TRAIN, VALIDATION, TEST = (SPLIT_CODES[name] for name in ("train", "validation",
 def assign(labels: np.ndarray, inputs: np.ndarray, shares: SplitShares) -> np.ndarray:
     """Splits of rows: the ready-made ones, and for all other rows a choice that depends on the input alone.
 
-    An input's digest, read as a number in [0, 1), falls into the share of one split. So equal inputs always
+    An input's digest, read as a number in [0, 1), falls into the range of one split. So equal inputs always
     share a split, and a row's split does not depend on which other rows there are. Rows labelled train are
-    divided too, among train and the splits that are not ready-made: data with train and test gets a validation
-    split this way.
+    divided too, unless they fall into the range of a ready-made split: data with train and test gets a
+    validation split this way. The ranges are fixed by the shares alone, so a split that becomes ready-made
+    gives the rows that stood in for it back to train, and moves no others.
 
     Args:
         labels: ready-made splits, shape (rows,).
@@ -26,14 +27,13 @@ def assign(labels: np.ndarray, inputs: np.ndarray, shares: SplitShares) -> np.nd
     Returns:
         Splits, shape (rows,), uint8.
     """
-    ready_made = set(np.unique(labels).tolist())
-    divided = [TRAIN] + [split for split in (VALIDATION, TEST) if split not in ready_made]
-    weight = {TRAIN: shares.train, VALIDATION: shares.validation, TEST: shares.test}
-    bounds = np.cumsum([weight[split] for split in divided])
+    bounds = np.cumsum([shares.train, shares.validation, shares.test])
     # The upper 53 bits, as many as a float holds exactly.
     position = (inputs >> np.uint64(11)) * 2.0**-53
-    chosen = np.searchsorted(bounds[:-1] / bounds[-1], position, side="right")
-    return np.where(labels > TRAIN, labels, np.array(divided, np.uint8)[chosen]).astype(np.uint8)
+    of_range = np.array([TRAIN, VALIDATION, TEST], np.uint8)
+    of_range[np.isin(of_range, labels)] = TRAIN
+    chosen = of_range[np.searchsorted(bounds[:-1] / bounds[-1], position, side="right")]
+    return np.where(labels > TRAIN, labels, chosen).astype(np.uint8)
 
 
 def in_other_split(splits: np.ndarray, inputs: np.ndarray) -> np.ndarray:

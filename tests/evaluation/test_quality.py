@@ -2,7 +2,10 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenize import tokenize
 from sacrebleu.metrics import BLEU, CHRF
 
 from stages.evaluation.quality import Bleu, Chrf, RougeL, SlotErrorRate, exact_match, metrics, slots
@@ -94,10 +97,21 @@ def test_rouge_l_is_the_rouge_score_packages():
     assert score(RougeL("en"), outputs, references) == pytest.approx(100 * np.mean(expected), abs=1e-6)
 
 
+@given(st.text(st.characters(max_codepoint=127)))
+def test_rouge_l_words_of_ascii_are_the_rouge_score_packages(text):
+    assert RougeL("en")._words(text) == tokenize(text, None)
+
+
+def test_rouge_l_words_beyond_ascii_are_whole():
+    assert RougeL("en")._words("Die Straße, Café_Été: дом №5") == ["die", "straße", "café", "été", "дом", "5"]
+    assert score(RougeL("en"), ["Дом стоит."], [["дом стоял"]]) == pytest.approx(50)
+    assert "words:[^\\W_]+" in RougeL("en").signature([["a"]])
+
+
 def test_rouge_l_in_chinese_counts_characters_and_whole_numbers():
     # Words: 在 北 面 / 在 北 边 120 元: common 在 北 -> 2 * 2 / (3 + 5).
     assert score(RougeL("zh"), ["在北面。"], [["在北边，120元"]]) == pytest.approx(50)
-    assert score(RougeL("en"), ["在北面。"], [["在北面。"]]) == 0  # why the language matters
+    assert score(RougeL("en"), ["在北面。"], [["在北边，120元"]]) == 0  # why the language matters
 
 
 def test_rouge_l_of_texts_without_words_is_zero():

@@ -132,13 +132,17 @@ def test_every_row_is_kept_or_rejected_with_its_reason(clean, tmp_path):
 
 
 def test_cells_that_are_no_text(clean, tmp_path):
-    odd = [{"source": ["a"], "target": "b"}, {"source": "a", "target": {"b": "文"}}, {"source": True, "target": None}]
+    odd = [
+        {"source": ["\ud800", 2.0], "target": "b"},
+        {"source": "a", "target": {"b": 1.50}},
+        {"source": True, "target": None},
+    ]
     rows = [*odd, {"source": 3, "target": 1.50}, *({"source": s, "target": t} for s, t in many(60))]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)).replace("1.5", "1.50"))
     cleaned = clean(tmp_path / "a.jsonl")
     assert cleaned.reasons == {1: "source_not_text", 2: "target_not_text", 3: "source_not_text"}
-    assert [row["source"] for row in cleaned.rejected] == ['["a"]', "a", "true"]
-    assert cleaned.rejected[1]["target"] == '{"b": "文"}'
+    assert [row["source"] for row in cleaned.rejected] == [r'["\ud800", 2.0]', "a", "true"]
+    assert cleaned.rejected[1]["target"] == '{"b": 1.50}'
     assert (cleaned.kept[0]["source"], cleaned.kept[0]["target"]) == ("3", "1.50")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from unittest.mock import Mock
 
 import ftfy
 import pytest
@@ -11,6 +12,7 @@ from ftfy.badness import BADNESS_RE
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from stages.text import normalise
 from stages.text.normalise import _MAY_BE_MOJIBAKE, Normaliser, comparable
 
 OFF = {
@@ -66,9 +68,9 @@ def test_unicode_forms():
 
 
 def test_default_steps_keep_what_the_bundled_texts_mean(settings):
-    normalise = Normaliser.of(settings().clean)
+    clean = Normaliser.of(settings().clean)
     text = "I  ca n't book #HOTEL-INFORM-NAME# .\n  It 's [Inform+酒店+名称]，对吗？"
-    assert normalise(text) == "I ca n't book #HOTEL-INFORM-NAME# . It 's [Inform+酒店+名称]，对吗？"
+    assert clean(text) == "I ca n't book #HOTEL-INFORM-NAME# . It 's [Inform+酒店+名称]，对吗？"
 
 
 def test_steps_uncover_work_for_each_other():
@@ -96,12 +98,58 @@ TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join))
 @example("<" * 30 + "b>" * 30)
 @example("&" + "amp;" * 40 + "lt;b&gt;")
 def test_idempotent_and_tidy(text):
-    for normalise in (ALL, COMPATIBLE):
-        once = normalise(text)
-        assert normalise(once) == once
+    for clean in (ALL, COMPATIBLE):
+        once = clean(text)
+        assert clean(once) == once
         assert once == " ".join(once.split())
         assert not any(unicodedata.category(character) == "Cc" for character in once)
     assert unicodedata.is_normalized("NFC", ALL(text))
+
+
+UNSEEN_PIECES = [
+    "<!--",
+    "-->",
+    "<script>",
+    "<SCRIPT x>",
+    "</script >",
+    "</Script",
+    "<style>",
+    "</style>",
+    "<",
+    ">",
+    "x",
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.sampled_from(UNSEEN_PIECES), max_size=12).map("".join))
+@example("<script>a</style><style>b</script>c</STYLE>d<script>")
+@example("<!--><!-- --><script>--></script>")
+def test_unseen_markup_goes_as_its_pattern_says(text):
+    assert normalise._strip_unseen(text) == normalise._UNSEEN.sub(" ", text)
+
+
+def test_the_end_of_unseen_markup_is_looked_for_once_a_kind(monkeypatch):
+    unseen = Mock(wraps=normalise._UNSEEN)
+    monkeypatch.setattr(normalise, "_UNSEEN", unseen)
+    text = "<!--<script><STYLE>" * 1000
+    assert normalise._strip_unseen(text) == text
+    assert unseen.match.call_count == 3
+
+
+@pytest.mark.parametrize("text", ["&" + "amp;" * 1000, "<" * 1000 + "b>" * 1000], ids=["escaped", "nested"])
+def test_rounds_are_few_however_deep_the_markup(monkeypatch, text):
+    unescape = Mock(wraps=normalise.unescape_html)
+    monkeypatch.setattr(normalise, "unescape_html", unescape)
+    ALL(text)
+    assert unescape.call_count <= normalise._MAX_ROUNDS**2
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("piece", ["<!--", "<script>", "<style>", "<a ", "<p/", "&lt;", "</script ", "<!-- -->"])
+def test_a_long_text_of_broken_markup(piece):
+    once = ALL(piece * (400_000 // len(piece)))
+    assert ALL(once) == once
 
 
 @settings(max_examples=400, deadline=None)

@@ -68,11 +68,29 @@ def test_ready_made_splits_stand():
 
 
 def test_splits_that_are_not_ready_made_come_out_of_train():
-    labels = np.array([TRAIN, TRAIN, TRAIN, TEST], np.uint8)
-    # Validation takes 0.1 of the 0.9 that it shares with train, so from 8/9 upwards.
-    assert assign(labels, at(0, 0.888, 0.889, 0), SHARES).tolist() == [TRAIN, TRAIN, VALIDATION, TEST]
+    places = at(0, 0.79, 0.81, 0.89, 0.91, 0)
+    labels = np.array([TRAIN] * 5 + [TEST], np.uint8)
+    assert assign(labels, places, SHARES).tolist() == [TRAIN] * 2 + [VALIDATION] * 2 + [TRAIN, TEST]
+    labels = np.array([TRAIN] * 5 + [VALIDATION], np.uint8)
+    assert assign(labels, places, SHARES).tolist() == [TRAIN] * 4 + [TEST, VALIDATION]
     labels = np.array([TRAIN, NONE, TRAIN], np.uint8)
     assert assign(labels, at(0.1, 0.85, 0.95), SHARES).tolist() == [TRAIN, VALIDATION, TEST]
+
+
+LABELLED = st.lists(st.tuples(st.sampled_from([TRAIN, VALIDATION, TEST]), st.floats(0, 1, exclude_max=True)))
+
+
+@settings(deadline=None)
+@given(LABELLED, LABELLED)
+def test_adding_ready_made_rows_only_gives_train_back_what_stood_in_for_them(old, new):
+    before, after = (
+        assign(np.array([label for label, _ in rows], np.uint8), at(*(place for _, place in rows)), SHARES)
+        for rows in (old, old + new)
+    )
+    appeared = {label for label, _ in new} - {label for label, _ in old}
+    for (label, _), was, now in zip(old, before.tolist(), after.tolist(), strict=False):
+        stood_in = label == TRAIN and was in appeared - {TRAIN}
+        assert now == (TRAIN if stood_in else was)
 
 
 @settings(deadline=None)
