@@ -98,6 +98,27 @@ def test_a_new_sparsity_runs_its_stages_and_compare_only(finished):
     assert set(finished.repro()) <= {"compare"}
 
 
+def test_a_pattern_by_calibration_kept_without_its_zeros(finished):
+    before = (finished.root / "params.yaml").read_text()
+    try:
+        finished.set(
+            prune={"pattern": "2:4"}, sweep={"method": ["wanda"], "sparsity": [0.5]}, finetune={"storage": "sparse"}
+        )
+        assert "finetune@wanda-0.5" in finished.repro("evaluate@wanda-0.5")
+        finished.run("python", "-m", "stages.densify", "wanda-0.5", "--output", "plain")
+    finally:
+        (finished.root / "params.yaml").write_text(before)
+    from stages.models import anatomy, checkpoint
+
+    weights = anatomy.describe(checkpoint.load(finished.root / "plain").model).weights
+    for weight in weights.values():
+        # Fine-tuned, and still two of every four inputs.
+        assert bool(((weight.reshape(len(weight), -1, 4) != 0).sum(-1) <= 2).all())
+    figures = read(finished, "outputs/metrics/evaluate/wanda-0.5.json")
+    assert figures["sparsity"] >= 0.5 and figures["size_bytes"] < 0.8 * 4 * figures["parameters"]
+    assert finished.repro() == []  # the sweep of before, restored
+
+
 def test_touching_a_criterion_leaves_clean_and_train_alone(finished):
     path = finished.root / "stages/pruning/criteria/magnitude.py"
     source = path.read_text()
