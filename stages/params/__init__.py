@@ -255,11 +255,22 @@ class Params(Section):
     tracking: Tracking
 
     @model_validator(mode="after")
+    def _methods_fit_the_pattern(self) -> Params:
+        if self.prune.blocks and "dsnot" in (*self.sweep.method, self.search.method):
+            raise ValueError(
+                f"method dsnot swaps single weights, prune.pattern {self.prune.pattern} prunes blocks: "
+                "choose another method, or unstructured or N:M"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _levels_fit_the_pattern(self) -> Params:
         if self.prune.group:
             kept, group = self.prune.group
             share = 1 - kept / group
-            if wrong := [s for s in self.sweep.sparsity if abs(s - share) > 1e-9]:
+            # With matrices left out the sparsity over all is lower than the pattern's.
+            least = 0 if self.prune.layers else share
+            if wrong := [s for s in self.sweep.sparsity if not least - 1e-9 <= s <= share + 1e-9]:
                 raise ValueError(f"prune.pattern {kept}:{group} is sparsity {share:g}, sweep.sparsity has {wrong[0]}")
         return self
 

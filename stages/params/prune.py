@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.params.section import Positive, PositiveFloat, Section, Share
+from stages.params.section import NonNegative, Positive, PositiveFloat, Section, Share
 
-Method = Literal["magnitude", "gradient", "taylor", "l1", "l2", "random", "wanda"]
+Method = Literal["magnitude", "gradient", "taylor", "l1", "l2", "random", "wanda", "ria", "sparsegpt", "alps", "dsnot"]
 
 
 class Calibration(Section):
@@ -38,10 +38,40 @@ class Owl(Section):
     spread: Share
 
 
-class Wanda(Section):
+class Layerwise(Section):
     """A criterion that ranks one matrix after another."""
 
     scope: Literal["layer", "row"]
+
+
+class Ria(Layerwise):
+    """Wanda with relative weights."""
+
+    power: NonNegative
+
+
+class SparseGPT(Layerwise):
+    """Pruning column by column, with updates of what is kept."""
+
+    damping: PositiveFloat
+    block_columns: Positive
+
+
+class Alps(Layerwise):
+    """Mask and weights by ADMM."""
+
+    damping: PositiveFloat
+    rho: PositiveFloat
+    steps: Positive
+    gradient_steps: Annotated[int, Field(ge=0)]
+
+
+class DSnoT(Layerwise):
+    """Swaps that refine a mask."""
+
+    initial: Literal["wanda", "magnitude"]
+    cycles: Positive
+    threshold: NonNegative
 
 
 class Prune(Section):
@@ -59,13 +89,22 @@ class Prune(Section):
     taylor: NoKnobs
     l1: Penalty
     l2: Penalty
-    wanda: Wanda
+    wanda: Layerwise
+    ria: Ria
+    sparsegpt: SparseGPT
+    alps: Alps
+    dsnot: DSnoT
 
     @property
     def group(self) -> tuple[int, int] | None:
         """N and M of a pattern N:M."""
         kept, colon, group = self.pattern.partition(":")
         return (int(kept), int(group)) if colon else None
+
+    @property
+    def blocks(self) -> bool:
+        """Whether the pattern is one of blocks."""
+        return "x" in self.pattern
 
     @field_validator("pattern")
     @classmethod
