@@ -15,7 +15,9 @@ from shared import ROOT
 from stages import params
 
 # These cannot change a bit of any output: they refuse, report, show progress or describe.
-WITHOUT_EFFECT = re.compile(r"stages(\.(params|errors|restore|tracking(\..*)?|training\.progress|text\.progress))?$")
+WITHOUT_EFFECT = re.compile(
+    r"stages(\.(params(\..*)?|errors|restore|tracking(\..*)?|training\.progress|text\.progress))?$"
+)
 STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 
 

@@ -50,7 +50,7 @@ def set_at(values: dict, key: str, value: object) -> dict:
         ("sweep.sparsity", [], "sweep.sparsity"),
         ("sweep.sparsity", [0.5, 0.5], "names an item twice"),
         ("sweep.method", ["magnitud"], "sweep.method.0: input should be 'magnitude', "),
-        ("prune.scope", "row", "prune.scope: input should be 'global' or 'layer', not 'row'"),
+        ("prune.scope", "matrix", "prune.scope: input should be 'global', 'layer' or 'row', not 'matrix'"),
         ("data.placeholder", "([", "data.placeholder: is not a regular expression"),
         ("data.target", "act", "source and target name the same column"),
         ("clean.split.train", 0.9, "must be 1"),

@@ -50,7 +50,12 @@ def divide(sizes: Mapping[str, int], sparsity: float, layers: Mapping[str, float
     return Budget(fixed, rest, others)
 
 
-def apportion(total: int, sizes: Mapping[str, int], shares: Mapping[str, float] | None = None) -> dict[str, int]:
+def apportion(
+    total: int,
+    sizes: Mapping[str, int],
+    shares: Mapping[str, float] | None = None,
+    gone: Mapping[str, int] | None = None,
+) -> dict[str, int]:
     """Counts that sum to `total`, each the share of its size, up or down to a whole number.
 
     What rounding down leaves goes to the largest remainders, of equal ones to the first (Hamilton's method).
@@ -59,18 +64,25 @@ def apportion(total: int, sizes: Mapping[str, int], shares: Mapping[str, float] 
         total: to give out, at most the sum of sizes.
         sizes: most that each can take.
         shares: of each size, in [0, 1]; they have to give `total` but for rounding. The same for all if None.
+        gone: least that each has to take, since it is pruned already; nothing if None. Without it a count could fall
+            while the total rises: by shares that changed, or by one where remainders change places.
+
+    Raises:
+        RuntimeError: more are pruned already than are to be; a bug, since sparsity only grows.
     """
     whole = sum(sizes.values())
-    wanted = {
-        name: min(shares[name] * size, size) if shares else total * size / max(whole, 1) for name, size in sizes.items()
-    }
+    least = {name: gone[name] if gone else 0 for name in sizes}
+    if sum(least.values()) > total:
+        raise RuntimeError(f"{total} units are to be pruned, {sum(least.values())} are already")
+    wanted = {name: shares[name] * size if shares else total * size / max(whole, 1) for name, size in sizes.items()}
+    wanted = {name: min(max(wanted[name], least[name]), size) for name, size in sizes.items()}
     counts = {name: math.floor(value) for name, value in wanted.items()}
     left = total - sum(counts.values())
     # Several turns where shares were off by more than rounding, so that the sum is right whatever they are.
     while left:
         step = 1 if left > 0 else -1
         order = sorted(sizes, key=lambda name: step * (counts[name] - wanted[name]))
-        able = [name for name in order if 0 <= counts[name] + step <= sizes[name]][: abs(left)]
+        able = [name for name in order if least[name] <= counts[name] + step <= sizes[name]][: abs(left)]
         for name in able:
             counts[name] += step
         left -= step * len(able)

@@ -2,7 +2,7 @@
 
 A criterion is one module under `stages/pruning/criteria/`, named as in params.yaml, that defines
 `CRITERION`. To add one: write that file, add its name to `Method` and its knobs to `Prune` in
-stages/params.py and params.yaml, and give it a test.
+stages/params/prune.py and params.yaml, and give it a test.
 """
 
 from __future__ import annotations

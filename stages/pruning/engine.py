@@ -55,7 +55,7 @@ def choose(
         _check(pattern, matrices, {n: fixed[n] / max(sizes[n], 1) if n in fixed else mean for n in sizes})
         return _across(criterion.importance(context), matrices, pattern, planned, held)
 
-    counts = planned.fixed | _spread(context, planned, sizes, rules)
+    counts = planned.fixed | _spread(context, planned, sizes, rules, _gone(matrices, pattern, held))
     _check(pattern, matrices, {name: counts[name] / max(sizes[name], 1) for name in sizes})
     if criterion.layerwise:
         return prune_in_order(context, criterion.layerwise, counts, pattern, held)
@@ -110,7 +110,13 @@ def _across(
     return masks
 
 
-def _spread(context: Context, planned: budget.Budget, sizes: Mapping[str, int], rules: Prune) -> dict[str, int]:
+def _spread(
+    context: Context,
+    planned: budget.Budget,
+    sizes: Mapping[str, int],
+    rules: Prune,
+    gone: Mapping[str, int],
+) -> dict[str, int]:
     """Counts of the matrices without a sparsity of their own, each by itself."""
     others = {name: sizes[name] for name in planned.others}
     shares = None
@@ -118,7 +124,14 @@ def _spread(context: Context, planned: budget.Budget, sizes: Mapping[str, int], 
         ratios = outlier_ratios(context, rules.owl.threshold)
         mean = planned.rest / sum(others.values())
         shares = budget.outlier_shares({n: ratios[n] for n in others}, others, mean, rules.owl.spread)
-    return budget.apportion(planned.rest, others, shares)
+    return budget.apportion(planned.rest, others, shares, gone)
+
+
+def _gone(matrices: Mapping[str, Matrix], pattern: Pattern, held: Masks | None) -> dict[str, int]:
+    """Units of each matrix that are pruned already."""
+    if held is None:
+        return dict.fromkeys(matrices, 0)
+    return {name: int((~held[name]).sum()) // pattern.size for name in matrices}
 
 
 def _units(scores: Tensor, matrix: Matrix, pattern: Pattern, held: Masks | None) -> Tensor:

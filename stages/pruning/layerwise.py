@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 from stages.bitmasks import Masks
 from stages.errors import UserError
 from stages.models.anatomy import Matrix
+from stages.pruning import quota
 from stages.pruning.criterion import Context
 from stages.pruning.masks import keep_whole
 from stages.pruning.patterns import Pattern
-from stages.pruning.selection import keep_lowest_out
+from stages.pruning.selection import keep_lowest_in_rows_out, keep_lowest_out
 from stages.pruning.statistics import Norms, Statistic
 
 Visit = Callable[[str, dict[str, Statistic]], None]
@@ -56,15 +58,26 @@ class Layer:
         Args:
             scores: [out, columns] of a window of columns, or of the whole matrix. Windows lose their share of the
                 count, so that they sum to it.
-            start: the window's first column; it and the window's end have to be multiples of the pattern's width.
+            start: the window's first column; it and the window's end have to be multiples of the pattern's columns.
         """
-        stop = start + scores.shape[1]
+        inputs, width = self.weight.shape[1], scores.shape[1]
         if self.held is not None:
-            scores = scores.masked_fill(~self.held[:, start:stop], -math.inf)
-        width = self.weight.shape[1]
-        count = self.count * stop // width - self.count * start // width
+            scores = scores.masked_fill(~self.held[:, start : start + width], -math.inf)
         units = self.pattern.scores(scores).contiguous()
-        return self.pattern.expand(keep_lowest_out(units, count, rows=self.rows, name=self.name))
+        if width == inputs:
+            kept = keep_lowest_out(units, self.count, rows=self.rows, name=self.name)
+        else:
+            first = start * units.shape[1] // width
+            counts = self._quota.of(first, first + units.shape[1])
+            if self.rows:
+                kept = keep_lowest_in_rows_out(units, counts.to(units.device), name=self.name)
+            else:
+                kept = keep_lowest_out(units, int(counts), rows=False, name=self.name)
+        return self.pattern.expand(kept)
+
+    @cached_property
+    def _quota(self) -> quota.Quota:
+        return quota.divide(self.count, self.weight.shape, self.pattern, self.held, rows=self.rows)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,11 @@ class Pattern(Protocol):
         """Weights of a unit, which are pruned together."""
         ...
 
+    @property
+    def columns(self) -> int:
+        """Inputs that have to be looked at together: a window of a matrix's columns is a multiple of it."""
+        ...
+
     def check(self, name: str, shape: torch.Size, sparsity: float) -> None:
         """Check that a matrix can have the pattern, and its sparsity.
 
@@ -46,6 +51,7 @@ class Unstructured:
     """Each weight by itself."""
 
     size: int = 1
+    columns: int = 1
 
     def check(self, name: str, shape: torch.Size, sparsity: float) -> None:
         """Any matrix."""
@@ -70,6 +76,11 @@ class Grouped:
     kept: int
     group: int
     size: int = 1
+
+    @property
+    def columns(self) -> int:
+        """See `Pattern`."""
+        return self.group
 
     @property
     def sparsity(self) -> float:

@@ -10,14 +10,14 @@ from stages.params import Finetune
 def plan(finetune: Finetune, target: float, total_steps: int) -> dict[int, float]:
     """When masks are chosen anew, and at which sparsity: {training step they precede: sparsity}.
 
-    - `one_shot`: never; the masks of the prune stage hold from the first step.
+    - `one_shot`, or nothing to prune: never; the masks of the prune stage hold from the first step.
     - `rounds`: R equal rounds of prune, then train; the r-th prunes to target*r/R.
     - `cubic`: every `refresh_steps`, s(t) = target * (1 - (1 - t/ramp)^3) of the share t of steps done, and the
       target at the end of the ramp (Zhu and Gupta 2017, equation 1, from a sparsity of zero).
 
     Steps count from 0. At least one step trains the final masks.
     """
-    if finetune.schedule == "one_shot":
+    if finetune.schedule == "one_shot" or not target:
         return {}
     if finetune.schedule == "rounds":
         rounds = min(finetune.rounds, total_steps)

@@ -70,21 +70,25 @@ def keep_lowest_out(scores: Tensor, count: int, *, rows: bool, name: str) -> Ten
     """
     if not rows:
         return lowest({name: scores}, count).kept(scores, 0)[0]
-    check_numbers(scores, name)
-    return _lowest_in_rows(scores, count)
+    return keep_lowest_in_rows_out(scores, over_rows(count, len(scores)).to(scores.device), name=name)
 
 
-def _lowest_in_rows(scores: Tensor, count: int) -> Tensor:
-    """Mask [rows, columns] that keeps all but `count` entries, as many in each row.
+def keep_lowest_in_rows_out(scores: Tensor, counts: Tensor, *, name: str) -> Tensor:
+    """Mask [rows, columns] that keeps all but the lowest scores of each row, `counts` [rows] of them.
 
-    Where the count is no multiple of the rows, the first rows lose one more.
+    Raises:
+        UserError: a score is NaN; says of which matrix.
     """
-    whole, more = divmod(count, len(scores))
+    check_numbers(scores, name)
     ranks = scores.argsort(dim=1, stable=True)
-    lost = torch.full((len(scores), 1), whole, device=scores.device)
-    lost[:more] += 1
     place = torch.arange(scores.shape[1], device=scores.device).expand_as(ranks)
-    return torch.empty_like(scores, dtype=torch.bool).scatter_(1, ranks, place >= lost)
+    return torch.empty_like(scores, dtype=torch.bool).scatter_(1, ranks, place >= counts.unsqueeze(1))
+
+
+def over_rows(count: int, rows: int) -> Tensor:
+    """A count divided between rows alike; where it is no multiple of them, the first ones have one more."""
+    whole, more = divmod(count, rows)
+    return whole + (torch.arange(rows) < more).long()
 
 
 def check_numbers(scores: Tensor, name: str) -> None:

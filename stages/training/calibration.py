@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from stages.models.checkpoint import Generator
-from stages.params import Calibration
+from stages.params.prune import Calibration
 from stages.pruning.criterion import Batches
 
 

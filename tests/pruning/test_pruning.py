@@ -216,6 +216,7 @@ def test_schedules(settings):
         return schedules.plan(settings(finetune=finetune).finetune, 0.8, total)
 
     assert plan(100, schedule="one_shot") == {}
+    assert schedules.plan(settings(finetune={"schedule": "cubic"}).finetune, 0, 100) == {}  # the dense control
     assert plan(90, schedule="rounds", rounds=3) == pytest.approx({0: 0.8 / 3, 30: 1.6 / 3, 60: 0.8})
     # 1 - (1 - 20/60)^3 = 19/27 and 1 - (1 - 40/60)^3 = 26/27 of the target.
     cubic = plan(100, schedule="cubic", ramp=0.6, refresh_steps=20)

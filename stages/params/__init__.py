@@ -10,38 +10,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.errors import UserError
 from stages.layout import Level
+from stages.params.prune import Method, Prune
+from stages.params.section import Fraction, NonNegative, Positive, PositiveFloat, Section, Share, Sparsity
 
 PARAMS_FILE = Path("params.yaml")
-
-Method = Literal["magnitude", "gradient", "taylor", "l1", "l2", "random", "wanda"]
-Split = Literal["train", "validation", "test"]
-Share = Annotated[float, Field(ge=0, le=1)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-
-
-def _short(sparsity: float | int) -> float | int:
-    """A level's key has its sparsity as YAML and Python write it, and `1e-05` would read as part of a name."""
-    if "e" in repr(sparsity):
-        raise ValueError("must be 0 or at least 0.0001")
-    return sparsity
-
-
-Sparsity = Annotated[float | int, Field(ge=0, lt=1), AfterValidator(_short)]
-
-
-class Section(BaseModel):
-    """A part of params.yaml: every key is required, an unknown one is an error."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
 
 class Runtime(Section):
@@ -209,81 +187,6 @@ class Sweep(Section):
         return [Level(method, sparsity) for method in self.method for sparsity in self.sparsity]
 
 
-class Calibration(Section):
-    """The sample of training pairs that scores are averaged over."""
-
-    samples: Positive
-    batch_size: Positive
-
-
-class NoKnobs(Section):
-    """A criterion without knobs."""
-
-
-class Penalty(Section):
-    """Training with a weight penalty, before weights are ranked."""
-
-    strength: PositiveFloat
-    epochs: PositiveFloat
-    learning_rate: PositiveFloat
-
-
-class Owl(Section):
-    """Allocation by outliers."""
-
-    threshold: PositiveFloat
-    spread: Share
-
-
-class Wanda(Section):
-    """A criterion that ranks one matrix after another."""
-
-    scope: Literal["layer", "row"]
-
-
-class Prune(Section):
-    """How weights are chosen."""
-
-    scope: Literal["global", "layer", "row"]
-    pattern: str
-    allocation: Literal["uniform", "owl"]
-    layers: dict[str, Annotated[float | int, Field(ge=0, lt=1)]]
-    owl: Owl
-    calibration: Calibration
-    magnitude: NoKnobs
-    random: NoKnobs
-    gradient: NoKnobs
-    taylor: NoKnobs
-    l1: Penalty
-    l2: Penalty
-    wanda: Wanda
-
-    @property
-    def group(self) -> tuple[int, int] | None:
-        """N and M of a pattern N:M."""
-        kept, colon, group = self.pattern.partition(":")
-        return (int(kept), int(group)) if colon else None
-
-    @field_validator("pattern")
-    @classmethod
-    def _known(cls, pattern: str) -> str:
-        match = re.fullmatch(r"unstructured|[1-9]\d*x[1-9]\d*|([1-9]\d*):([1-9]\d*)", pattern)
-        if match is None or (match[1] and int(match[1]) >= int(match[2])):
-            raise ValueError("must be unstructured, N:M with N below M (2:4 keeps 2 of 4), or a block such as 4x1")
-        return pattern
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Prune:
-        if self.allocation == "owl" and self.scope == "global":
-            raise ValueError(
-                "allocation owl divides the sparsity between layers, scope global ranks across them: "
-                "set scope to layer or row"
-            )
-        if self.allocation == "owl" and self.group:
-            raise ValueError("allocation owl gives layers different sparsities, pattern N:M the same: use one of them")
-        return self
-
-
 class Timing(Section):
     """How latency and throughput are measured."""
 
@@ -353,11 +256,22 @@ class Params(Section):
     tracking: Tracking
 
     @model_validator(mode="after")
+    def _methods_fit_the_pattern(self) -> Params:
+        if self.prune.blocks and "dsnot" in (*self.sweep.method, self.search.method):
+            raise ValueError(
+                f"method dsnot swaps single weights, prune.pattern {self.prune.pattern} prunes blocks: "
+                "choose another method, or unstructured or N:M"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _levels_fit_the_pattern(self) -> Params:
         if self.prune.group:
             kept, group = self.prune.group
             share = 1 - kept / group
-            if wrong := [s for s in self.sweep.sparsity if abs(s - share) > 1e-9]:
+            # With matrices left out the sparsity over all is lower than the pattern's.
+            least = 0 if self.prune.layers else share
+            if wrong := [s for s in self.sweep.sparsity if not least - 1e-9 <= s <= share + 1e-9]:
                 raise ValueError(f"prune.pattern {kept}:{group} is sparsity {share:g}, sweep.sparsity has {wrong[0]}")
         return self
 

@@ -1,0 +1,126 @@
+"""The section `prune`: the methods there are, and the knobs of each."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stages.params.section import NonNegative, Positive, PositiveFloat, Section, Share
+
+Method = Literal["magnitude", "gradient", "taylor", "l1", "l2", "random", "wanda", "ria", "sparsegpt", "alps", "dsnot"]
+
+
+class Calibration(Section):
+    """The sample of training pairs that scores are averaged over."""
+
+    samples: Positive
+    batch_size: Positive
+
+
+class NoKnobs(Section):
+    """A criterion without knobs."""
+
+
+class Penalty(Section):
+    """Training with a weight penalty, before weights are ranked."""
+
+    strength: PositiveFloat
+    epochs: PositiveFloat
+    learning_rate: PositiveFloat
+
+
+class Owl(Section):
+    """Allocation by outliers."""
+
+    threshold: PositiveFloat
+    spread: Share
+
+
+class Layerwise(Section):
+    """A criterion that ranks one matrix after another."""
+
+    scope: Literal["layer", "row"]
+
+
+class Ria(Layerwise):
+    """Wanda with relative weights."""
+
+    power: NonNegative
+
+
+class SparseGPT(Layerwise):
+    """Pruning column by column, with updates of what is kept."""
+
+    damping: PositiveFloat
+    block_columns: Positive
+
+
+class Alps(Layerwise):
+    """Mask and weights by ADMM."""
+
+    damping: PositiveFloat
+    rho: PositiveFloat
+    steps: Positive
+    gradient_steps: Annotated[int, Field(ge=0)]
+
+
+class DSnoT(Layerwise):
+    """Swaps that refine a mask."""
+
+    initial: Literal["wanda", "magnitude"]
+    cycles: Positive
+    threshold: NonNegative
+
+
+class Prune(Section):
+    """How weights are chosen."""
+
+    scope: Literal["global", "layer", "row"]
+    pattern: str
+    allocation: Literal["uniform", "owl"]
+    layers: dict[str, Annotated[float | int, Field(ge=0, lt=1)]]
+    owl: Owl
+    calibration: Calibration
+    magnitude: NoKnobs
+    random: NoKnobs
+    gradient: NoKnobs
+    taylor: NoKnobs
+    l1: Penalty
+    l2: Penalty
+    wanda: Layerwise
+    ria: Ria
+    sparsegpt: SparseGPT
+    alps: Alps
+    dsnot: DSnoT
+
+    @property
+    def group(self) -> tuple[int, int] | None:
+        """N and M of a pattern N:M."""
+        kept, colon, group = self.pattern.partition(":")
+        return (int(kept), int(group)) if colon else None
+
+    @property
+    def blocks(self) -> bool:
+        """Whether the pattern is one of blocks."""
+        return "x" in self.pattern
+
+    @field_validator("pattern")
+    @classmethod
+    def _known(cls, pattern: str) -> str:
+        match = re.fullmatch(r"unstructured|[1-9]\d*x[1-9]\d*|([1-9]\d*):([1-9]\d*)", pattern)
+        if match is None or (match[1] and int(match[1]) >= int(match[2])):
+            raise ValueError("must be unstructured, N:M with N below M (2:4 keeps 2 of 4), or a block such as 4x1")
+        return pattern
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Prune:
+        if self.allocation == "owl" and self.scope == "global":
+            raise ValueError(
+                "allocation owl divides the sparsity between layers, scope global ranks across them: "
+                "set scope to layer or row"
+            )
+        if self.allocation == "owl" and self.group:
+            raise ValueError("allocation owl gives layers different sparsities, pattern N:M the same: use one of them")
+        return self

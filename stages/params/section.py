@@ -1,0 +1,29 @@
+"""What every section of params.yaml is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+def _short(sparsity: float | int) -> float | int:
+    """A level's key has its sparsity as YAML and Python write it, and `1e-05` would read as part of a name."""
+    if "e" in repr(sparsity):
+        raise ValueError("must be 0 or at least 0.0001")
+    return sparsity
+
+
+Sparsity = Annotated[float | int, Field(ge=0, lt=1), AfterValidator(_short)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: every key is required, an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())

@@ -1,0 +1,112 @@
+"""Criteria that prune matrix by matrix, on every family: exact counts, patterns, own sparsities, held weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, get_args
+
+import pytest
+import torch
+from shared import FAMILIES, SOURCES, TARGETS
+
+from stages import params
+from stages.errors import UserError
+from stages.models import anatomy
+from stages.pruning import criterion, engine
+
+METHODS = [method for method in get_args(params.Method) if criterion.find(method).layerwise]
+SMALL = {"sparsegpt": {"block_columns": 8}, "alps": {"steps": 6}}  # several windows; few steps
+RULES = [
+    ("unstructured", "layer", "uniform"),
+    ("unstructured", "row", "owl"),
+    ("2:4", "row", "uniform"),
+    ("4x1", "layer", "owl"),
+    ("2x8", "row", "uniform"),
+]
+
+
+@pytest.fixture(scope="module")
+def generators() -> dict[str, Any]:
+    """Small generators that are built once."""
+    return {}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counts_are_exact_and_what_is_pruned_stays(family, method, build_family, generators, settings):
+    if family not in generators:
+        generators[family] = build_family(family)
+    for pattern, scope, allocation in RULES:
+        if method == "dsnot" and "x" in pattern:
+            continue
+        knobs = {"scope": scope, **SMALL.get(method, {})}
+        rules = {"pattern": pattern, "scope": "layer", "allocation": allocation, method: knobs}
+        made = settings(sweep={"sparsity": [0.5]}, prune=rules)
+        _prune_in_steps(copy.deepcopy(generators[family]), method, made.prune)
+
+
+def _prune_in_steps(generator: Any, method: str, rules: params.Prune) -> None:
+    """Prune to a fifth, then further, and check the masks each time."""
+    generator.model.eval()
+    batches = [generator.collate(generator.encode(SOURCES, TARGETS))]
+    matrices = anatomy.describe(generator.model).matrices
+    names = list(matrices)
+    own = {names[0]: 0, names[-1]: 0.25}
+    rules = rules.model_copy(update={"layers": own})
+    size = engine.patterns.parse(rules.pattern).size
+    total = sum(matrix.weight.numel() for matrix in matrices.values())
+    context = criterion.Context(generator.model, matrices, lambda: batches, 0, getattr(rules, method))
+    held = None
+    target = 1 / 3  # the others make up for the protected matrix, and of 2:4 they can lose at most a half
+    for sparsity in (0.2, target):
+        progress = sparsity / target
+        masks = engine.choose(context, criterion.find(method), sparsity, rules, held=held, progress=progress)
+        assert masks.pruned == round(sparsity * (total // size)) * size
+        for name, matrix in matrices.items():
+            kept = matrix.oriented(masks[name])
+            weight = matrix.oriented(matrix.weight)
+            assert torch.equal(weight[kept] != 0, torch.ones_like(weight[kept], dtype=torch.bool))
+            assert not weight[~kept].any()
+            assert held is None or not (kept & ~matrix.oriented(held[name])).any()
+            if rules.pattern == "2:4":
+                assert bool((kept.reshape(len(kept), -1, 4).sum(-1) >= 2).all())
+            elif getattr(rules, method).scope == "row" and method != "dsnot":
+                lost = (~kept).sum(1)
+                assert int(lost.max() - lost.min()) <= max(size // 2, 1)
+        assert masks[names[0]].all()
+        assert (
+            int((~masks[names[-1]]).sum()) == round(0.25 * progress * matrices[names[-1]].weight.numel() / size) * size
+        )
+        held = masks
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_updates_change_the_matrices_others_change_nothing(method, build_family, settings):
+    generator = build_family("gpt2")
+    before = {name: weight.clone() for name, weight in generator.model.named_parameters()}
+    batches = [generator.collate(generator.encode(SOURCES, TARGETS))]
+    generator.model.eval()
+    matrices = anatomy.describe(generator.model).matrices
+    rules, found = settings().prune, criterion.find(method)
+    context = criterion.Context(generator.model, matrices, lambda: batches, 0, getattr(rules, method))
+    masks = engine.choose(context, found, 0.5, rules)
+    changed = {
+        name
+        for name, weight in generator.model.named_parameters()
+        if not torch.equal(weight, before[name] * masks[name] if name in masks else before[name])
+    }
+    assert changed == (set(matrices) if found.changes_weights else set())
+
+
+def test_a_group_pattern_fixes_the_sparsity_unless_matrices_are_left_out(settings):
+    for sparsity in (0.4, 0.6):
+        with pytest.raises(UserError, match=r"pattern 2:4 is sparsity 0\.5"):
+            settings(sweep={"sparsity": [sparsity]}, prune={"pattern": "2:4"})
+    settings(sweep={"sparsity": [0.4]}, prune={"pattern": "2:4", "layers": {"encoder.*": 0}})
+
+
+def test_dsnot_and_blocks_are_refused_with_the_reason(settings):
+    for named in ({"sweep": {"method": ["magnitude", "dsnot"]}}, {"search": {"method": "dsnot"}}):
+        settings(**named)
+        with pytest.raises(UserError, match=r"dsnot swaps single weights, prune\.pattern 4x1 prunes blocks"):
+            settings(prune={"pattern": "4x1"}, **named)
