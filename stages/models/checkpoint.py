@@ -7,11 +7,12 @@ many tokens to generate) is kept where `transformers` keeps it: `model_max_lengt
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from transformers import (
     EncoderDecoderModel,
     PreTrainedModel,
 )
+from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from stages.errors import UserError
 from stages.files import replacing
@@ -216,6 +218,7 @@ def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str
     Raises:
         UserError: there are no safetensors, they are damaged, or they lack weights of this architecture.
     """
+    _check_safe(origin, config)
     model, report = _reading(
         origin,
         lambda: auto.from_pretrained(
@@ -233,7 +236,50 @@ def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str
     return model
 
 
-def _reading(origin: str, read: Any) -> Any:
+def _check_safe(origin: str, config: Any) -> None:
+    """Check that no weights which `from_pretrained` would read are pickled.
+
+    Its `use_safetensors` is not enough: an index, an adapter or the config may name files of any kind.
+
+    Raises:
+        UserError: some are, or may be.
+    """
+    folder = Path(origin)
+    if named := getattr(config, "transformers_weights", None):
+        raise UserError(f"{origin}/config.json has its weights in {named}: name that file {SAFE_WEIGHTS_NAME}")
+    if (folder / ADAPTER_CONFIG_NAME).is_file():
+        raise UserError(f"{origin} holds an adapter ({ADAPTER_CONFIG_NAME}): merge it into the model it is of")
+    if _file(origin, SAFE_WEIGHTS_NAME):
+        return
+    if index := _file(origin, SAFE_WEIGHTS_INDEX_NAME):
+        shards = _reading(origin, lambda: set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        for name in sorted(map(str, shards)):
+            if Path(name).suffix != ".safetensors" or Path(name).name != name:
+                _refuse_pickled(origin, f"{name} of {SAFE_WEIGHTS_INDEX_NAME}")
+    elif pickled := sorted(folder.glob("*.bin")):
+        _refuse_pickled(origin, pickled[0].name)
+
+
+def _refuse_pickled(origin: str, what: str) -> NoReturn:
+    raise UserError(
+        f"{origin} holds pickled weights ({what}), which can run code when read: convert them to safetensors with a "
+        "tool you trust"
+    )
+
+
+def _file(origin: str, name: str) -> Path | None:
+    """A file of a local folder or hub id, fetched if need be; None if it has none of that name."""
+    found = _reading(origin, lambda: cached_file(origin, name, _raise_exceptions_for_missing_entries=False))
+    return Path(found) if found else None
+
+
+def one_line(error: Exception) -> str:
+    """What an error of a library says, on one line."""
+    said = " ".join(str(error).split())[:300] or type(error).__name__
+    return f"{said} is not known" if isinstance(error, KeyError) else said
+
+
+def _reading(origin: str, read: Callable[[], Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -241,11 +287,4 @@ def _reading(origin: str, read: Any) -> Any:
     except UserError:
         raise
     except Exception as error:  # transformers, safetensors and json each raise their own kinds
-        pickled = sorted(p.name for p in Path(origin).glob("*.bin")) if Path(origin).is_dir() else []
-        if pickled and not list(Path(origin).glob("*.safetensors")):
-            raise UserError(
-                f"{origin} holds pickled weights ({pickled[0]}), which can run code when read: convert them "
-                "to safetensors with a tool you trust"
-            ) from None
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot read {origin}: {reason or type(error).__name__}") from error
+        raise UserError(f"cannot read {origin}: {one_line(error)}") from error

@@ -1,0 +1,93 @@
+"""Checkpoints to start from: what is read of them, and what is refused in one line that says what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+from stages.errors import UserError
+
+
+def start_from(folder: Path, family: str) -> dict[str, Any]:
+    """Changes to the `model` section that start a family from a folder."""
+    if family in ("bert", "roberta"):
+        side = {"checkpoint": str(folder), "config": {}}
+        return {"encoder": side, "decoder": side}
+    return {"checkpoint": str(folder), "architecture": None, "config": {}}
+
+
+@pytest.fixture
+def saved(build_family, tmp_path) -> Callable[[str], Path]:
+    """`saved(family)`: the folder of a checkpoint to start from; of a BERT or RoBERTa encoder for these."""
+
+    def save(family: str) -> Path:
+        generator = build_family(family)
+        model = generator.model.encoder if family in ("bert", "roberta") else generator.model
+        model.save_pretrained(tmp_path / family)
+        generator.tokenizer.save_pretrained(tmp_path / family)
+        return tmp_path / family
+
+    return save
+
+
+def in_shards(folder: Path) -> dict[str, Any]:
+    """Split the weights of a checkpoint; returns the index that names the parts."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    return json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text())
+
+
+def test_weights_in_shards_are_read(saved, build_family):
+    folder = saved("bart")
+    whole = build_family("bart", **start_from(folder, "bart")).model.state_dict()
+    assert len(set(in_shards(folder)["weight_map"].values())) > 1
+    torch.testing.assert_close(build_family("bart", **start_from(folder, "bart")).model.state_dict(), whole)
+
+
+def pickle_a_shard(folder: Path) -> None:
+    index = in_shards(folder)
+    name, part = next(iter(index["weight_map"].items()))
+    torch.save(load_file(folder / part), folder / "part.bin")
+    index["weight_map"][name] = "part.bin"
+    (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index))
+
+
+def put_a_shard_elsewhere(folder: Path) -> None:
+    index = in_shards(folder)
+    name = next(iter(index["weight_map"]))
+    index["weight_map"][name] = "../part.safetensors"
+    (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index))
+
+
+def pickle_what_the_config_names(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "adapter_model.bin")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "adapter_model.bin"}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (pickle_a_shard, r"pickled weights \(part.bin of model.safetensors.index.json\)"),
+        (put_a_shard_elsewhere, r"\(../part.safetensors of model.safetensors.index.json\)"),
+        (pickle_what_the_config_names, "config.json has its weights in adapter_model.bin"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "holds an adapter"),
+    ],
+)
+def test_no_pickle_is_opened(spoil, message, saved, build_family, monkeypatch):
+    folder = saved("bart")
+    spoil(folder)
+    opened: list[Any] = []
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: opened.append(args) or {})
+    with pytest.raises(UserError, match=message) as caught:
+        build_family("bart", **start_from(folder, "bart"))
+    assert not opened and "\n" not in str(caught.value)
