@@ -138,8 +138,6 @@ def load(folder: Path | str) -> Generator:
         raise UserError(f"{folder} holds no checkpoint (config.json is missing): run `dvc repro` or `dvc pull`")
     config = load_config(str(folder))
     model = load_model(str(folder), auto_class(config), config=config)
-    if getattr(config, "share_weights", False):
-        share_sides(model)
     tokenizer = load_tokenizer(str(folder))
     limit = model.generation_config.max_new_tokens
     if limit is None:
@@ -207,7 +205,7 @@ def load_tokenizer(origin: str) -> Any:
 
 
 def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str] = ()) -> PreTrainedModel:
-    """The model at a local folder or hub id, from safetensors only, in fp32.
+    """The model at a local folder or hub id, from safetensors only, in fp32; with its sides shared if they were.
 
     Args:
         origin: local folder or hub id.
@@ -233,6 +231,8 @@ def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str
     missing = sorted(k for k in report["missing_keys"] if not any(part in k for part in new_weights))
     if missing:
         raise UserError(f"{origin} lacks {len(missing)} weights of the model, such as {missing[0]}")
+    if getattr(config, "share_weights", False):
+        share_sides(model)
     return model
 
 

@@ -125,6 +125,12 @@ def test_shared_sides_count_once_and_survive_a_plain_reload(build_family, tmp_pa
     torch.testing.assert_close(stock(**batch).loss, loss)
 
 
+def test_training_goes_on_from_shared_sides(build_family, tmp_path):
+    checkpoint.save(build_family("bert", share_weights=True), tmp_path / "m")
+    going_on = build_family("bart", checkpoint=str(tmp_path / "m"), architecture=None, config={})
+    assert len(anatomy.describe(going_on.model).weights) == 2 * 6 + 2 * 4
+
+
 def test_share_weights_needs_equal_sides(build_family):
     wide = {"architecture": "bert", "config": {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2}}
     with pytest.raises(UserError, match="same sizes"):
