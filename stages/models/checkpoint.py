@@ -24,6 +24,7 @@ from transformers import (
     EncoderDecoderModel,
     PreTrainedModel,
 )
+from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from stages.errors import UserError
@@ -35,6 +36,8 @@ IGNORED = -100
 """Label of positions that the loss leaves out."""
 SEPARATOR = "\n"
 """Between prompt and completion of a causal generator."""
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.spm")
+"""Files that a tokenizer's vocabulary may be in."""
 
 
 @dataclass
@@ -139,11 +142,15 @@ def load(folder: Path | str) -> Generator:
     config = load_config(str(folder))
     model = load_model(str(folder), auto_class(config), config=config)
     tokenizer = load_tokenizer(str(folder))
-    limit = model.generation_config.max_new_tokens
-    if limit is None:
+    generated = model.generation_config.max_new_tokens
+    if generated is None:
         raise UserError(f"{folder}/generation_config.json: max_new_tokens is missing: add how many to generate")
+    read = tokenizer.model_max_length
+    if not isinstance(read, int) or read >= LARGE_INTEGER:
+        raise UserError(f"{folder}/tokenizer_config.json: model_max_length is missing: add how many tokens are read")
+    _check_belongs(tokenizer, model, folder)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return Generator(model.eval(), tokenizer, tokenizer.model_max_length, limit)
+    return Generator(model.eval(), tokenizer, read, generated)
 
 
 def save(generator: Generator, folder: Path | str, beside: Callable[[Path], None] | None = None) -> None:
@@ -199,9 +206,22 @@ def load_tokenizer(origin: str) -> Any:
     """The tokenizer at a local folder or hub id.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: there is none, it has no vocabulary, or it cannot be read.
     """
-    return _reading(origin, lambda: AutoTokenizer.from_pretrained(origin, trust_remote_code=False))
+    folder = Path(origin)
+    try:
+        tokenizer = _reading(origin, lambda: AutoTokenizer.from_pretrained(origin, trust_remote_code=False))
+    except UserError:
+        if not folder.is_dir() or any(file for pattern in VOCABULARIES for file in folder.glob(pattern)):
+            raise
+        tokenizer = None
+    # Where there are no files, transformers makes a tokenizer of special tokens alone (T5's has a space as well).
+    if tokenizer is None or len(tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()) <= 1:
+        raise UserError(
+            f"{origin} holds no vocabulary: put its tokenizer there (tokenizer.json, vocab.txt, vocab.json with "
+            "merges.txt, or a .model or .spm file)"
+        )
+    return tokenizer
 
 
 def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str] = ()) -> PreTrainedModel:
@@ -214,7 +234,7 @@ def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str
         new_weights: parts of parameter names that the checkpoint need not have (they start at random).
 
     Raises:
-        UserError: there are no safetensors, they are damaged, or they lack weights of this architecture.
+        UserError: there are no safetensors, they are damaged, or they are not the weights of this config.
     """
     _check_safe(origin, config)
     model, report = _reading(
@@ -234,6 +254,25 @@ def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str
     if getattr(config, "share_weights", False):
         share_sides(model)
     return model
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """Embeddings that a tokenizer needs: one more than its highest id, since ids may have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def sides(model: Any) -> tuple[Any, ...]:
+    """The models with embeddings of their own: encoder and decoder of an encoder-decoder of two, else the model."""
+    return (model.encoder, model.decoder) if isinstance(model, EncoderDecoderModel) else (model,)
+
+
+def _check_belongs(tokenizer: Any, model: Any, folder: Path) -> None:
+    entries = vocabulary_size(tokenizer)
+    rows = min(side.get_input_embeddings().num_embeddings for side in sides(model))
+    if entries > rows:
+        raise UserError(
+            f"{folder}: the tokenizer has {entries} entries, the model only {rows}: put the model's own there"
+        )
 
 
 def _check_safe(origin: str, config: Any) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM
+from shared import FAMILIES
+from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from stages.errors import UserError
+from stages.models import checkpoint
 
 
 def start_from(folder: Path, family: str) -> dict[str, Any]:
@@ -36,6 +38,45 @@ def saved(build_family, tmp_path) -> Callable[[str], Path]:
         return tmp_path / family
 
     return save
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_without_its_tokenizer_is_refused(family, saved, build_family):
+    """transformers makes an empty tokenizer, to which every text is one unknown token."""
+    folder = saved(family)
+    assert build_family(family, **start_from(folder, family))
+    (folder / "tokenizer.json").unlink()
+    for left in ("tokenizer_config.json", None):
+        with pytest.raises(UserError, match=f"^{folder} holds no vocabulary: .*tokenizer.json"):
+            build_family(family, **start_from(folder, family))
+        if left:
+            (folder / left).unlink()
+
+
+def test_a_tokenizer_of_bytes_needs_no_vocabulary(build_family, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    tokenizer = {"checkpoint": str(tmp_path), "vocab_size": 300, "lowercase": False}
+    assert len(build_family("t5", tokenizer=tokenizer).tokenizer) == 256 + 3 + 125
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(saved, build_family, tmp_path):
+    folder = saved("bart")
+    other = build_family("gpt2")
+    other.tokenizer.add_tokens(["#NAME#"])
+    other.tokenizer.save_pretrained(tmp_path / "larger")
+    tokenizer = {"checkpoint": str(tmp_path / "larger"), "vocab_size": 300, "lowercase": False}
+    with pytest.raises(UserError, match=f"301 entries, {folder} only 300: set model.tokenizer.checkpoint"):
+        build_family("bart", **start_from(folder, "bart"), tokenizer=tokenizer)
+    checkpoint.save(other, tmp_path / "level")
+    with pytest.raises(UserError, match="level: the tokenizer has 301 entries, the model only 300"):
+        checkpoint.load(tmp_path / "level")
+
+
+def test_a_tokenizer_without_an_end_is_refused(build_family, tmp_path):
+    backend = build_family("bert").tokenizer.backend_tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no end token: name its `eos_token`"):
+        build_family("bert", tokenizer={"checkpoint": str(tmp_path), "vocab_size": 300, "lowercase": False})
 
 
 def in_shards(folder: Path) -> dict[str, Any]:
