@@ -193,13 +193,13 @@ def auto_class(config: Any) -> Any:
     raise UserError(f"a model of type {config.model_type} does not generate text: use BART, T5, Marian, GPT-2, …")
 
 
-def load_config(origin: str, **changes: Any) -> Any:
-    """The config at a local folder or hub id, with fields changed.
+def load_config(origin: str) -> Any:
+    """The config at a local folder or hub id.
 
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    return _reading(origin, lambda: AutoConfig.from_pretrained(origin, trust_remote_code=False, **changes))
+    return _reading(origin, lambda: AutoConfig.from_pretrained(origin, trust_remote_code=False))
 
 
 def load_tokenizer(origin: str) -> Any:
@@ -245,9 +245,12 @@ def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         ),
     )
+    for name, found, wanted in sorted(report["mismatched_keys"]):
+        raise UserError(f"{origin}: {name} is {_by(found)}, its config asks for {_by(wanted)}: they must agree")
     missing = sorted(k for k in report["missing_keys"] if not any(part in k for part in new_weights))
     if missing:
         raise UserError(f"{origin} lacks {len(missing)} weights of the model, such as {missing[0]}")
@@ -316,6 +319,10 @@ def one_line(error: Exception) -> str:
     """What an error of a library says, on one line."""
     said = " ".join(str(error).split())[:300] or type(error).__name__
     return f"{said} is not known" if isinstance(error, KeyError) else said
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _reading(origin: str, read: Callable[[], Any]) -> Any:

@@ -132,3 +132,24 @@ def test_no_pickle_is_opened(spoil, message, saved, build_family, monkeypatch):
     with pytest.raises(UserError, match=message) as caught:
         build_family("bart", **start_from(folder, "bart"))
     assert not opened and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder_layers": 1, "decoder_layers": 1}, None),
+        ({"decoder_leyers": 1}, "model.config: bart has no field decoder_leyers"),
+        ({"d_model": 32}, r"model.config: .*bart: .* is \d+ x 16, its config asks for \d+ x 32"),
+        ({"d_model": 15}, "model.config: cannot read .*bart: embed_dim must be divisible"),
+        ({"decoder_layers": 3}, "model.config: .*bart lacks .* weights of the model"),
+        ({"dropout": 2.0}, "model.config: dropout probability"),
+    ],
+)
+def test_changes_to_a_checkpoint_fit_it_or_name_their_key(changes, message, saved, build_family):
+    section = start_from(saved("bart"), "bart") | {"config": changes}
+    if message is None:
+        assert build_family("bart", **section).model.config.decoder_layers == 1
+        return
+    with pytest.raises(UserError, match=f"^{message}") as caught:
+        build_family("bart", **section)
+    assert "\n" not in str(caught.value)
