@@ -26,7 +26,7 @@ SMALL = {
         "decoder_attention_heads": 2,
         "max_position_embeddings": 64,
     },
-    "t5": {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 2},
+    "t5": {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 2},
     "gpt2": {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64},
     "llama": {
         "num_hidden_layers": 2,

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import sys
 import tarfile
 from collections import Counter
@@ -45,22 +46,35 @@ def crosswoz_pairs(templates: dict[str, list[str]]) -> list[Pair]:
 
     Utterances without an act are left out: nothing says what they should have expressed.
     """
-    pairs = [(numbered(act), utterance) for act, utterances in templates.items() if act for utterance in utterances]
+    pairs = [(number_slots(act), in_order(text)) for act, texts in templates.items() if act for text in texts]
     return list(dict.fromkeys(pairs))
 
 
-def numbered(act: str) -> str:
-    """The act with repeated slots numbered from 1, as the utterances' placeholders are: `…+名称1*…+名称2`.
-
-    The source leaves to the reader that the second `Recommend+酒店+名称` of an act is said as `[Recommend+酒店+名称2]`.
-    """
+def number_slots(act: str) -> str:
+    """The act with repeated slots numbered from 1, as the placeholders of its utterances are: `…+名称1*…+名称2`."""
     slots = act.split("*")
-    total, met = Counter(slots), Counter[str]()
+    repeated = {slot for slot, count in Counter(slots).items() if count > 1}
+    met = Counter[str]()
     for index, slot in enumerate(slots):
-        if total[slot] > 1:
-            met[slot] += 1
+        met[slot] += 1
+        if slot in repeated:
             slots[index] = f"{slot}{met[slot]}"
     return "*".join(slots)
+
+
+def in_order(utterance: str) -> str:
+    """The utterance with the numbered placeholders of a slot numbered in the order in which they are first said.
+
+    The source numbers them by its annotation, which says `[…+推荐菜6]、[…+推荐菜4]` of a list that starts there. An act
+    has no values, so which of its dishes is the sixth is a name like any other.
+    """
+    numbers: dict[str, dict[str, int]] = {}
+
+    def renumber(match: re.Match[str]) -> str:
+        known = numbers.setdefault(match["slot"], {})
+        return f"[{match['slot']}{known.setdefault(match['number'], len(known) + 1)}]"
+
+    return re.sub(r"\[(?P<slot>[^\[\]\d]+)(?P<number>\d+)\]", renumber, utterance)
 
 
 def write_csv(path: Path, pairs: Iterable[Pair]) -> None:

@@ -7,11 +7,12 @@ many tokens to generate) is kept where `transformers` keeps it: `model_max_lengt
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from transformers import (
     EncoderDecoderModel,
     PreTrainedModel,
 )
+from transformers.tokenization_utils_base import LARGE_INTEGER
+from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from stages.bitmasks import MASKS_FILE, Masks
 from stages.errors import UserError
@@ -35,6 +38,8 @@ IGNORED = -100
 """Label of positions that the loss leaves out."""
 SEPARATOR = "\n"
 """Between prompt and completion of a causal generator."""
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.spm")
+"""Files that a tokenizer's vocabulary may be in."""
 
 
 @dataclass
@@ -141,14 +146,16 @@ def load(folder: Path | str) -> Generator:
         model = sparse.load(folder, config)
     else:
         model = load_model(str(folder), auto_class(config), config=config)
-    if getattr(config, "share_weights", False):
-        share_sides(model)
     tokenizer = load_tokenizer(str(folder))
-    limit = model.generation_config.max_new_tokens
-    if limit is None:
+    generated = model.generation_config.max_new_tokens
+    if generated is None:
         raise UserError(f"{folder}/generation_config.json: max_new_tokens is missing: add how many to generate")
+    read = tokenizer.model_max_length
+    if not isinstance(read, int) or read >= LARGE_INTEGER:
+        raise UserError(f"{folder}/tokenizer_config.json: model_max_length is missing: add how many tokens are read")
+    _check_belongs(tokenizer, model, folder)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return Generator(model.eval(), tokenizer, tokenizer.model_max_length, limit)
+    return Generator(model.eval(), tokenizer, read, generated)
 
 
 def save(
@@ -204,26 +211,39 @@ def auto_class(config: Any) -> Any:
     raise UserError(f"a model of type {config.model_type} does not generate text: use BART, T5, Marian, GPT-2, …")
 
 
-def load_config(origin: str, **changes: Any) -> Any:
-    """The config at a local folder or hub id, with fields changed.
+def load_config(origin: str) -> Any:
+    """The config at a local folder or hub id.
 
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    return _reading(origin, lambda: AutoConfig.from_pretrained(origin, trust_remote_code=False, **changes))
+    return _reading(origin, lambda: AutoConfig.from_pretrained(origin, trust_remote_code=False))
 
 
 def load_tokenizer(origin: str) -> Any:
     """The tokenizer at a local folder or hub id.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: there is none, it has no vocabulary, or it cannot be read.
     """
-    return _reading(origin, lambda: AutoTokenizer.from_pretrained(origin, trust_remote_code=False))
+    folder = Path(origin)
+    try:
+        tokenizer = _reading(origin, lambda: AutoTokenizer.from_pretrained(origin, trust_remote_code=False))
+    except UserError:
+        if not folder.is_dir() or any(file for pattern in VOCABULARIES for file in folder.glob(pattern)):
+            raise
+        tokenizer = None
+    # Where there are no files, transformers makes a tokenizer of special tokens alone (T5's has a space as well).
+    if tokenizer is None or len(tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()) <= 1:
+        raise UserError(
+            f"{origin} holds no vocabulary: put its tokenizer there (tokenizer.json, vocab.txt, vocab.json with "
+            "merges.txt, or a .model or .spm file)"
+        )
+    return tokenizer
 
 
 def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str] = ()) -> PreTrainedModel:
-    """The model at a local folder or hub id, from safetensors only, in fp32.
+    """The model at a local folder or hub id, from safetensors only, in fp32; with its sides shared if they were.
 
     Args:
         origin: local folder or hub id.
@@ -232,8 +252,9 @@ def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str
         new_weights: parts of parameter names that the checkpoint need not have (they start at random).
 
     Raises:
-        UserError: there are no safetensors, they are damaged, or they lack weights of this architecture.
+        UserError: there are no safetensors, they are damaged, or they are not the weights of this config.
     """
+    _check_safe(origin, config)
     model, report = _reading(
         origin,
         lambda: auto.from_pretrained(
@@ -242,16 +263,87 @@ def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         ),
     )
+    for name, found, wanted in sorted(report["mismatched_keys"]):
+        raise UserError(f"{origin}: {name} is {_by(found)}, its config asks for {_by(wanted)}: they must agree")
     missing = sorted(k for k in report["missing_keys"] if not any(part in k for part in new_weights))
     if missing:
         raise UserError(f"{origin} lacks {len(missing)} weights of the model, such as {missing[0]}")
+    if getattr(config, "share_weights", False):
+        share_sides(model)
     return model
 
 
-def _reading(origin: str, read: Any) -> Any:
+def vocabulary_size(tokenizer: Any) -> int:
+    """Embeddings that a tokenizer needs: one more than its highest id, since ids may have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def sides(model: Any) -> tuple[Any, ...]:
+    """The models with embeddings of their own: encoder and decoder of an encoder-decoder of two, else the model."""
+    return (model.encoder, model.decoder) if isinstance(model, EncoderDecoderModel) else (model,)
+
+
+def _check_belongs(tokenizer: Any, model: Any, folder: Path) -> None:
+    entries = vocabulary_size(tokenizer)
+    rows = min(side.get_input_embeddings().num_embeddings for side in sides(model))
+    if entries > rows:
+        raise UserError(
+            f"{folder}: the tokenizer has {entries} entries, the model only {rows}: put the model's own there"
+        )
+
+
+def _check_safe(origin: str, config: Any) -> None:
+    """Check that no weights which `from_pretrained` would read are pickled.
+
+    Its `use_safetensors` is not enough: an index, an adapter or the config may name files of any kind.
+
+    Raises:
+        UserError: some are, or may be.
+    """
+    folder = Path(origin)
+    if named := getattr(config, "transformers_weights", None):
+        raise UserError(f"{origin}/config.json has its weights in {named}: name that file {SAFE_WEIGHTS_NAME}")
+    if (folder / ADAPTER_CONFIG_NAME).is_file():
+        raise UserError(f"{origin} holds an adapter ({ADAPTER_CONFIG_NAME}): merge it into the model it is of")
+    if _file(origin, SAFE_WEIGHTS_NAME):
+        return
+    if index := _file(origin, SAFE_WEIGHTS_INDEX_NAME):
+        shards = _reading(origin, lambda: set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        for name in sorted(map(str, shards)):
+            if Path(name).suffix != ".safetensors" or Path(name).name != name:
+                _refuse_pickled(origin, f"{name} of {SAFE_WEIGHTS_INDEX_NAME}")
+    elif pickled := sorted(folder.glob("*.bin")):
+        _refuse_pickled(origin, pickled[0].name)
+
+
+def _refuse_pickled(origin: str, what: str) -> NoReturn:
+    raise UserError(
+        f"{origin} holds pickled weights ({what}), which can run code when read: convert them to safetensors with a "
+        "tool you trust"
+    )
+
+
+def _file(origin: str, name: str) -> Path | None:
+    """A file of a local folder or hub id, fetched if need be; None if it has none of that name."""
+    found = _reading(origin, lambda: cached_file(origin, name, _raise_exceptions_for_missing_entries=False))
+    return Path(found) if found else None
+
+
+def one_line(error: Exception) -> str:
+    """What an error of a library says, on one line."""
+    said = " ".join(str(error).split())[:300] or type(error).__name__
+    return f"{said} is not known" if isinstance(error, KeyError) else said
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _reading(origin: str, read: Callable[[], Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -259,11 +351,4 @@ def _reading(origin: str, read: Any) -> Any:
     except UserError:
         raise
     except Exception as error:  # transformers, safetensors and json each raise their own kinds
-        pickled = sorted(p.name for p in Path(origin).glob("*.bin")) if Path(origin).is_dir() else []
-        if pickled and not list(Path(origin).glob("*.safetensors")):
-            raise UserError(
-                f"{origin} holds pickled weights ({pickled[0]}), which can run code when read: convert them "
-                "to safetensors with a tool you trust"
-            ) from None
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot read {origin}: {reason or type(error).__name__}") from error
+        raise UserError(f"cannot read {origin}: {one_line(error)}") from error

@@ -20,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from stages.bitmasks import MASKS_FILE, Masks
 from stages.errors import UserError
+from stages.models.sharing import share_sides
 
 VALUES_FILE = "values.safetensors"
 
@@ -60,6 +61,8 @@ def load(folder: Path, config: Any) -> PreTrainedModel:
         generation_config=GenerationConfig.from_pretrained(folder),
         dtype=torch.float32,
     )
+    if getattr(config, "share_weights", False):
+        share_sides(model)
     return model
 
 

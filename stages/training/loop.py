@@ -18,6 +18,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from stages.errors import UserError
 from stages.models.attention import trained_fast
 from stages.models.checkpoint import IGNORED, Generator
+from stages.models.sharing import unshared_state
 from stages.params import Optimization, Runtime
 from stages.runtime import autocast_bf16, processes, writes_outputs
 from stages.training.bucketing import StepBucketSampler
@@ -147,7 +148,7 @@ def _arguments(
 
 
 class _Trainer(Trainer):
-    """The Trainer, with our sampler if batches are to hold like lengths."""
+    """The Trainer, with our sampler if batches are to hold like lengths, and saving shared sides."""
 
     def __init__(self, bucket: bool, **settings: Any) -> None:
         super().__init__(**settings)
@@ -160,6 +161,10 @@ class _Trainer(Trainer):
         lengths = self.train_dataset["length"][:]
         step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return StepBucketSampler(lengths, step, self.args.seed)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        # safetensors refuses tensors that share memory. Read back, both copies are equal, so the sides stay shared.
+        super()._save(output_dir, unshared_state(self.model) if state_dict is None else state_dict)
 
 
 def _dataset(examples: Examples) -> Dataset:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from shared import SOURCES, TARGETS
+from transformers import EncoderDecoderModel, TrainerCallback
 
 from stages.errors import UserError
-from stages.models import anatomy
+from stages.models import anatomy, checkpoint
 from stages.pruning import criterion, masks, schedules
 from stages.training import calibration
 from stages.training.loop import total_steps, train
@@ -57,6 +58,46 @@ def test_training_learns_and_repeats_bit_for_bit(family, build_family, settings,
     assert losses[-1] < losses[0] - 0.5
     assert not first.model.training and not (tmp_path / "scratch").exists()
     assert first.model.config.to_dict() == build_family(family).model.config.to_dict()
+
+
+class Saved(TrainerCallback):
+    """Notes the weights at each save of a best checkpoint."""
+
+    def __init__(self) -> None:
+        self.md5s: list[str] = []
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        self.md5s.append(md5(model))
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_the_best_weights_are_kept_and_shared_sides_stay_shared(share, build_family, settings, tmp_path):
+    generator = build_family("bert", share_weights=share)
+    described = anatomy.describe(generator.model)
+    made = settings(train={"batch_size": 8, "gradient_accumulation": 1, "epochs": 3.0, "learning_rate": 0.02})
+    # Learning makes these less likely, so the first epoch is the best.
+    unlike = generator.encode(SOURCES, ["0123456789"] * 4)
+    saved = Saved()
+    outcome = train(
+        generator,
+        examples(generator),
+        unlike,
+        made.train,
+        made.runtime,
+        tmp_path / "s",
+        callbacks=[saved],
+        keep_best=True,
+    )
+    losses = [point["validation_loss"] for point in outcome.curve if "validation_loss" in point]
+    assert outcome.validation_loss == min(losses) < losses[-1]
+    assert md5(generator.model) == saved.md5s[-1]
+    assert anatomy.describe(generator.model).parameters == described.parameters
+
+    checkpoint.save(generator, tmp_path / "m")
+    again = checkpoint.load(tmp_path / "m")
+    assert anatomy.describe(again.model).weights.keys() == described.weights.keys()
+    stock = EncoderDecoderModel.from_pretrained(tmp_path / "m")
+    assert md5(generator.model) == md5(again.model) == md5(stock)
 
 
 @pytest.mark.parametrize(
