@@ -34,11 +34,17 @@ def dead(gram: Gram) -> Tensor:
     return gram.products.diagonal() == 0
 
 
-def inverse_factor(hessian: Tensor) -> Tensor:
+def inverse_factor(hessian: Tensor, name: str) -> Tensor:
     """Upper triangular U with H^-1 = U^T U, [inputs, inputs], fp32.
 
     Its rows are what eliminating one input after another takes: with the inputs before j fixed, the inverse for those
     that are left begins with U_jj^2, and its first row is U_jj * U_j.
+
+    Raises:
+        UserError: H is not positive definite in double precision.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+        return torch.linalg.cholesky(inverse, upper=True).float()
+    except torch.linalg.LinAlgError:
+        raise UserError(f"the Hessian of {name} has no inverse: raise the method's damping") from None

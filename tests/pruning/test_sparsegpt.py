@@ -39,7 +39,7 @@ def test_groups_are_chosen_after_those_before_them_are_done():
     kept, _ = pruned("sparsegpt", dense, inputs, 256, pattern="2:4")
     assert bool((kept.reshape(16, 8, 4).sum(-1) == 2).all())
     at_once = layer_of("sparsegpt", dense, inputs, 256, pattern="2:4")
-    factor = sparsegpt.hessian.inverse_factor(sparsegpt.hessian.damped(at_once.statistic, 0.01, "m"))
+    factor = sparsegpt.hessian.inverse_factor(sparsegpt.hessian.damped(at_once.statistic, 0.01, "m"), "m")
     scores = dense.square() / factor.diagonal().square()
     first = at_once.keep(scores)
     assert torch.equal(kept[:, :4], first[:, :4]) and not torch.equal(kept, first)
@@ -86,6 +86,13 @@ def test_inputs_that_are_not_finite_are_refused():
     for method in ("sparsegpt", "alps"):
         with pytest.raises(UserError, match="what reaches m is not finite"):
             pruned(method, dense, inputs, 16)
+
+
+def test_too_little_damping_for_inputs_that_repeat_is_named():
+    dense, inputs = correlated(4, 8, 20)
+    inputs[:, 4:] = inputs[:, :4]
+    with pytest.raises(UserError, match="Hessian of m has no inverse: raise the method's damping"):
+        pruned("sparsegpt", dense, inputs, 16, damping=1e-300)
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4x1"])

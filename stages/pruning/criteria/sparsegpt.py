@@ -26,7 +26,7 @@ from stages.pruning.statistics import Gram
 def prune(layer: Layer) -> Tensor:
     """The mask [out, in]; changes the weights that it keeps."""
     settings = layer.settings
-    factor = hessian.inverse_factor(hessian.damped(layer.statistic, settings.damping, layer.name))
+    factor = hessian.inverse_factor(hessian.damped(layer.statistic, settings.damping, layer.name), layer.name)
     # Of the loss w^2 / U_jj^2; none where no input ever came.
     sensitivity = factor.diagonal().square().masked_fill(hessian.dead(layer.statistic), math.inf)
 
