@@ -4,7 +4,7 @@ Pruning changes an output by e = sum of w_j x_j over its pruned weights. As long
 takes back the pruned weight with the most of sign(E[e]) w_j E[x_j] / Var[x_j], and prunes for it the kept weight with
 the least |w_j| ||x_j|| of those whose contribution w_j E[x_j] has the other sign, or, of a pattern N:M, of those in
 the same group. Nothing moves back. Zhang et al. 2024, Dynamic Sparse No Training: Training-Free Fine-tuning for Sparse
-LLMs, section 3.2 and algorithm 1. No weight is updated.
+LLMs; the steps are those of its published code. No weight is updated.
 
 The published code goes on when a swap makes the error larger, as it may with the last one; here such a swap is not
 made and its row is done.

@@ -2,8 +2,8 @@
 
 A weight counts by its part in all that leaves its input and all that reaches its output, so that no channel is pruned
 whole because its weights are small; the power tames the norms of outlying inputs. Zhang et al. 2024, Plug-and-Play: An
-Efficient Post-training Pruning Method for Large Language Models, section 3 (relative importance and activations). No
-weight is updated.
+Efficient Post-training Pruning Method for Large Language Models (relative importance and activations); the formula is
+that of its published code. No weight is updated.
 """
 
 from __future__ import annotations
