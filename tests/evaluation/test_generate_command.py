@@ -97,14 +97,81 @@ def test_checkpoints_own_decoding_is_the_default(model, capfdbinary):
         (["--model", "magnitude-0.5", "--text", "\udcff"], "--text is not valid UTF-8"),
         (["--model", "magnitude-0.5", "--text", "a", "--num-beams", "0"], "argument --num-beams: must be at least 1"),
         (["--model", "magnitude-0.5", "--text", "a", "--batch-size", "x"], "invalid whole number value: 'x'"),
-        (["--model", "magnitude-0.5", "--text", "a", "--do-sample", "--top-p", "2"], "must be above 0 and at most 1"),
+        (
+            ["--model", "magnitude-0.5", "--text", "a", "--num-beams", "1" + "0" * 30],
+            "--num-beams: must be at least 1 and",
+        ),
+        (["--model", "magnitude-0.5", "--text", "a", "--batch-size", "1" + "0" * 30], "at most 1000000"),
+        (["--model", "magnitude-0.5", "--text", "a", "--do-sample", "--top-p", "2"], "at least 0.001 and at most 1"),
+        (["--model", "magnitude-0.5", "--text", "a", "--do-sample", "--temperature", "1e-40"], "at least 0.001 and"),
+        (["--model", "magnitude-0.5", "--text", "a", "--do-sample", "--temperature", "inf"], "and at most 1000"),
+        (["--model", "magnitude-0.5", "--text", "a", "--repetition-penalty", "1e-40"], "at least 0.001 and"),
+        (
+            ["--model", "magnitude-0.5", "--text", "a", "--num-beams", "2", "--length-penalty", "nan"],
+            "at least -10 and",
+        ),
+        (["--model", "magnitude-0.5", "--text", "a", "--num-beams", "2", "--length-penalty", "1e3"], "at most 10"),
+        (["--model", "magnitude-0.5", "--text", "a", "--output", "texts.txt/x/y"], "texts.txt is not a folder"),
+        (["--model", "magnitude-0.5", "--text", "a", "--output", "x" * 300], "xxx: File name too long"),
+        (["--model", "magnitude-0.5", "--text", "a", "--output", "x" * 250], "xxx: File name too long"),
+        (["--model", "magnitude-0.5", "--input", "texts.txt/x"], "cannot read texts.txt/x: Not a directory"),
+        (["--model", "x" * 300, "--text", "a"], "xxx: no such checkpoint; give a folder"),
     ],
 )
 def test_mistakes_end_in_one_line(model, capsys, arguments, message):
+    Path("texts.txt").write_text("bye\n")
     shown = stops(capsys, *arguments)
     assert message in shown
     assert "Traceback" not in shown
     assert Path("outputs").is_dir()
+
+
+def test_extremes_that_flags_allow_work(model, capfdbinary):
+    for flag, values in {"--temperature": ("0.001", "1000"), "--repetition-penalty": ("0.001", "1000")}.items():
+        for value in values:
+            assert run(capfdbinary, "--model", model, "--text", "bye", "--do-sample", flag, value)
+    for value in ("-10", "10"):
+        assert run(capfdbinary, "--model", model, "--text", "bye", "--num-beams", "2", "--length-penalty", value)
+    assert run(capfdbinary, "--model", model, "--text", "bye", "--do-sample", "--top-k", "1" + "0" * 30)
+    assert run(capfdbinary, "--model", model, "--text", "bye", "--batch-size", "1000000")
+
+
+@pytest.mark.parametrize(("stream", "message"), [("stdin", "--text or --input"), ("stdout", "give --output")])
+def test_closed_streams_end_in_one_line(stream, message, model, capsys, monkeypatch):
+    monkeypatch.setattr(sys, stream, None)
+    arguments = [] if stream == "stdin" else ["--text", "bye"]
+    assert message in stops(capsys, "--model", model, *arguments)
+
+
+def change_decoding(model: str, **changes) -> Path:
+    """Change what a checkpoint says of decoding; returns the file that says it."""
+    path = layout.model_folder(model) / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return path
+
+
+def test_decoding_that_does_not_work_names_the_checkpoints_file(model, capsys):
+    path = change_decoding(model, do_sample=True, temperature=0.0)
+    shown = stops(capsys, "--model", model, "--text", "bye")
+    assert f"cannot generate with these flags and {path}: `temperature` (=0.0)" in shown and shown.count("\n") == 1
+
+
+def test_a_text_has_one_output_whatever_the_checkpoint_says(model, capfdbinary):
+    change_decoding(model, num_beams=2, num_return_sequences=2)
+    assert len(run(capfdbinary, "--model", model, "--text", "bye")) == 1
+
+
+def test_short_memory_says_what_to_lower(model, capsys, monkeypatch):
+    def for_one(generator, texts, options) -> list[str]:
+        if len(texts) > 1:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+        return [""]
+
+    monkeypatch.setattr(generation, "generate_batch", for_one)
+    Path("out.jsonl").write_text("old\n")
+    shown = stops(capsys, "--model", model, "--text", "a", "--text", "b", "--output", "out.jsonl")
+    assert "lower --batch-size or --num-beams" in shown and shown.count("\n") == 1
+    assert Path("out.jsonl").read_text() == "old\n"
 
 
 def test_wrong_encoding_names_the_line_and_keeps_the_old_output(model, capsys):
