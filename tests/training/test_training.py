@@ -13,7 +13,7 @@ from shared import SOURCES, TARGETS
 
 from stages.errors import UserError
 from stages.models import anatomy
-from stages.pruning import criterion, masks, schedules
+from stages.pruning import criterion, engine, masks, schedules
 from stages.training import calibration
 from stages.training.loop import total_steps, train
 from stages.training.report import write_curve
@@ -93,25 +93,35 @@ class Watch(HoldMasks):
         masks.check_held(self.weights, self.masks)
         super().on_step_end(args, state, control, **kwargs)
         masks.check_held(self.weights, self.masks)
-        self.history = [*getattr(self, "history", []), masks.sparsity(self.masks)]
+        self.history = [*getattr(self, "history", []), self.masks.sparsity]
+
+
+def context_of(generator: Any, made: Any, method: str) -> criterion.Context:
+    return criterion.Context(
+        model=generator.model,
+        matrices=anatomy.describe(generator.model).matrices,
+        batches=calibration.sample(generator, SOURCES, TARGETS, made.prune.calibration, 0),
+        seed=0,
+        settings=getattr(made.prune, method),
+    )
 
 
 @pytest.mark.parametrize("schedule", ["one_shot", "rounds", "cubic"])
 @pytest.mark.parametrize("method", ["magnitude", "gradient", "random"])
 def test_masks_hold_after_every_step_and_reach_the_target(schedule, method, build_family, settings, tmp_path):
     generator = build_family("bert")
-    weights = anatomy.describe(generator.model).weights
     made = settings(finetune={"schedule": schedule, "refresh_steps": 3})
+    context, chosen = context_of(generator, made, method), criterion.find(method)
+    weights = context.weights
     plan = schedules.plan(made.finetune, 0.7, 20)
-    batches = calibration.sample(generator, SOURCES, TARGETS, made.prune.calibration, 0)
-    context = criterion.Context(generator.model, weights, batches, 0)
-    score = criterion.find(method).importance
-    first = masks.keep_all(weights) if plan else masks.select(score(context), 0.7, "global")
-    holder = Watch(weights, first, plan, lambda: score(context), "global")
+
+    def choose(sparsity: float, held: masks.Masks | None = None) -> masks.Masks:
+        return engine.choose(context, chosen, sparsity, made.prune, held=held)
+
+    holder = Watch(weights, masks.keep_all(weights) if plan else choose(0.7), plan, choose)
     fit(generator, settings, tmp_path, [holder])
     masks.check_held(weights, holder.masks)
-    total = sum(w.numel() for w in weights.values())
-    assert sum(int((~m).sum()) for m in holder.masks.values()) == round(0.7 * total)
+    assert holder.masks.pruned == round(0.7 * holder.masks.numel)
     assert holder.history == sorted(holder.history)
     assert len(set(holder.history)) == {"one_shot": 1, "rounds": 3, "cubic": 5}[schedule]
 
@@ -119,8 +129,9 @@ def test_masks_hold_after_every_step_and_reach_the_target(schedule, method, buil
 def test_without_the_mask_momentum_revives_weights(build_family, settings, tmp_path):
     """The trap that `HoldMasks` is for: it must be able to fail."""
     generator = build_family("bert")
-    weights = anatomy.describe(generator.model).weights
-    chosen = masks.select({n: w.detach().abs() for n, w in weights.items()}, 0.5, "global")
+    context = context_of(generator, settings(), "magnitude")
+    weights = context.weights
+    chosen = engine.choose(context, criterion.find("magnitude"), 0.5, settings().prune)
     masks.apply(weights, chosen)
     fit(generator, settings, tmp_path, epochs=1.0)
     with pytest.raises(RuntimeError, match="masked weights"):

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from shared import ROOT, SOURCES, TARGETS, family_section, merge
@@ -39,18 +40,21 @@ def main(schedule: str, out: str) -> None:
     prepare(settings.runtime)
     from stages.models import anatomy
     from stages.models.build import build
-    from stages.pruning import criterion, masks, schedules
+    from stages.pruning import criterion, engine, masks, schedules
     from stages.training.loop import total_steps, train
     from stages.training.sparsity import HoldMasks
 
     generator = build(settings.model, SOURCES + TARGETS)
-    weights = anatomy.describe(generator.model).weights
-    context = criterion.Context(generator.model, weights, list, 0)
-    importance = criterion.find("magnitude").importance
+    matrices = anatomy.describe(generator.model).matrices
+    context = criterion.Context(generator.model, matrices, list, 0, settings.prune.magnitude)
+    weights, magnitude = context.weights, criterion.find("magnitude")
+
+    def choose(sparsity: float, held: masks.Masks | None = None) -> masks.Masks:
+        return engine.choose(context, magnitude, sparsity, settings.prune, held=held)
+
     examples = generator.encode(SOURCES * 16, TARGETS * 16)
     plan = schedules.plan(settings.finetune, 0.5, total_steps(len(examples), settings.finetune))
-    first = masks.keep_all(weights) if plan else masks.select(importance(context), 0.5, "global")
-    holder = HoldMasks(weights, first, plan, lambda: importance(context), "global")
+    holder = HoldMasks(weights, masks.keep_all(weights) if plan else choose(0.5), plan, choose)
     outcome = train(
         generator,
         examples,
@@ -63,7 +67,7 @@ def main(schedule: str, out: str) -> None:
     masks.check_held(weights, holder.masks)
     ended = {
         "loss": outcome.validation_loss,
-        "sparsity": masks.sparsity(holder.masks),
+        "sparsity": holder.masks.sparsity,
         "masks": _digest(list(holder.masks.values())),
         "weights": _digest(list(weights.values())),
     }
