@@ -18,6 +18,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from stages.errors import UserError
 from stages.models.attention import trained_fast
 from stages.models.checkpoint import IGNORED, Generator
+from stages.models.likelihood import aligned, cross_entropy
 from stages.params import Optimization, Runtime
 from stages.runtime import autocast_bf16, processes, writes_outputs
 from stages.training.bucketing import StepBucketSampler
@@ -198,17 +199,8 @@ def _token_mean(generator: Generator, label_smoothing: float) -> Callable[..., T
     """
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        logits = outputs.logits
-        if generator.kind == "causal":
-            # Position t predicts token t + 1; an encoder-decoder's inputs are shifted already.
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        total = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1),
-            labels.flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-            label_smoothing=label_smoothing if generator.model.training else 0.0,
-        )
+        logits, labels = aligned(outputs.logits, labels, causal=generator.kind == "causal")
+        total = cross_entropy(logits, labels, label_smoothing=label_smoothing if generator.model.training else 0.0)
         return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
     return loss
