@@ -9,7 +9,21 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.params.section import NonNegative, Positive, PositiveFloat, Section, Share
 
-Method = Literal["magnitude", "gradient", "taylor", "l1", "l2", "random", "wanda", "ria", "sparsegpt", "alps", "dsnot"]
+Method = Literal[
+    "magnitude",
+    "gradient",
+    "taylor",
+    "grasp",
+    "fisher",
+    "l1",
+    "l2",
+    "random",
+    "wanda",
+    "ria",
+    "sparsegpt",
+    "alps",
+    "dsnot",
+]
 
 
 class Calibration(Section):
@@ -21,6 +35,12 @@ class Calibration(Section):
 
 class NoKnobs(Section):
     """A criterion without knobs."""
+
+
+class Grasp(Section):
+    """Preservation of the gradient."""
+
+    temperature: PositiveFloat
 
 
 class Penalty(Section):
@@ -87,6 +107,8 @@ class Prune(Section):
     random: NoKnobs
     gradient: NoKnobs
     taylor: NoKnobs
+    grasp: Grasp
+    fisher: NoKnobs
     l1: Penalty
     l2: Penalty
     wanda: Layerwise
