@@ -158,13 +158,34 @@ class Train(Optimization):
     early_stopping_patience: Positive | None
 
 
+class Distillation(Section):
+    """Learning from the dense baseline."""
+
+    weight: Share
+    temperature: PositiveFloat
+    hidden_weight: NonNegative
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether there is anything to learn from it."""
+        return self.weight > 0 or self.hidden_weight > 0
+
+
 class Finetune(Optimization):
     """Training that holds the sparsity, pruning gradually if asked to."""
 
     schedule: Literal["one_shot", "rounds", "cubic"]
     rounds: Positive
+    rewind: Literal["none", "weights", "learning_rate"]
     ramp: Fraction
     refresh_steps: Positive
+    distillation: Distillation
+
+    @model_validator(mode="after")
+    def _rewinds_rounds(self) -> Finetune:
+        if self.rewind != "none" and self.schedule != "rounds":
+            raise ValueError(f"rewind {self.rewind} is done at the start of each round: set schedule to rounds")
+        return self
 
 
 class Sweep(Section):
