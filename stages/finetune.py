@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stages import layout, params
@@ -23,6 +24,8 @@ from stages.text.pairs import Pairs, read_pairs
 from stages.tracking.live import track
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stages.models.anatomy import Anatomy
     from stages.models.checkpoint import Generator
     from stages.pruning.masks import Masks
@@ -90,6 +93,7 @@ def _holder(
     """What holds the sparsity: with the masks of the prune stage, or such as the plan has it choose."""
     from stages.pruning import changes, criterion, engine, masks
     from stages.training.calibration import sample
+    from stages.training.movement import LearnMasks
     from stages.training.sparsity import HoldMasks
 
     chosen = criterion.find(level.method)
@@ -113,6 +117,12 @@ def _holder(
     def choose(sparsity: float, held: Masks) -> Masks:
         return engine.choose(context, chosen, sparsity, rules, held=held, progress=sparsity / level.sparsity)
 
+    def choose_by(sparsity: float, scores: Mapping[str, Tensor] | None) -> Masks:
+        learning = replace(context, learnt=scores)
+        return engine.choose(learning, chosen, sparsity, rules, progress=sparsity / level.sparsity)
+
+    if chosen.learn:
+        return LearnMasks(described.weights, first_masks, plan, choose_by, chosen.learn)
     return HoldMasks(described.weights, first_masks, plan, choose)
 
 

@@ -285,6 +285,20 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _movement_is_learnt(self) -> Params:
+        if "movement" not in (*self.sweep.method, self.search.method):
+            return self
+        if self.finetune.schedule != "cubic":
+            raise ValueError(
+                "method movement learns masks while it trains, and lets weights come back; schedule "
+                f"{self.finetune.schedule} holds masks that are chosen before: set finetune.schedule to cubic"
+            )
+        floor = self.prune.movement.floor
+        if wrong := [s for s in self.sweep.sparsity if s > 1 - floor]:
+            raise ValueError(f"prune.movement.floor keeps {floor:g} of each matrix, sweep.sparsity has {wrong[0]}")
+        return self
+
+    @model_validator(mode="after")
     def _levels_fit_the_pattern(self) -> Params:
         if self.prune.group:
             kept, group = self.prune.group

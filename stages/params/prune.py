@@ -15,6 +15,7 @@ Method = Literal[
     "taylor",
     "grasp",
     "fisher",
+    "movement",
     "l1",
     "l2",
     "random",
@@ -41,6 +42,18 @@ class Grasp(Section):
     """Preservation of the gradient."""
 
     temperature: PositiveFloat
+
+
+class Movement(Section):
+    """Scores learnt in fine-tuning."""
+
+    variant: Literal["soft", "hard"]
+    floor: Annotated[float, Field(ge=0, lt=1)]
+
+    @property
+    def scope(self) -> Literal["global", "layer"]:
+        """What scores are compared across."""
+        return "global" if self.variant == "soft" else "layer"
 
 
 class Penalty(Section):
@@ -109,6 +122,7 @@ class Prune(Section):
     taylor: NoKnobs
     grasp: Grasp
     fisher: NoKnobs
+    movement: Movement
     l1: Penalty
     l2: Penalty
     wanda: Layerwise

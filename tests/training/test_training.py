@@ -198,8 +198,10 @@ def test_steps_of_like_lengths_hold_the_examples_of_a_random_step():
     assert list(sampler) != first
 
 
-@pytest.mark.parametrize("schedule", ["one_shot", "cubic"])
-def test_two_processes_train_as_one(schedule, build_family, settings, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "schedule"), [("magnitude", "one_shot"), ("magnitude", "cubic"), ("movement", "cubic")]
+)
+def test_two_processes_train_as_one(method, schedule, build_family, settings, tmp_path):
     """Two gloo processes of half the batch: the same masks on both, and one process's loss within rounding."""
     import json
     import subprocess
@@ -212,11 +214,13 @@ def test_two_processes_train_as_one(schedule, build_family, settings, tmp_path):
     here = str(Path(__file__).parent)
 
     def losses(count: int) -> list[dict[str, Any]]:
-        out = tmp_path / f"{count}-{schedule}"
+        out = tmp_path / f"{count}"
         out.mkdir()
-        port = str(29500 + 7 * count + len(schedule))
+        port = str(29500 + 7 * count + len(schedule) + 20 * len(method))
         launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", port)
-        subprocess.run((*launch, str(script), here, schedule, str(out)), check=True, capture_output=True, timeout=300)
+        subprocess.run(
+            (*launch, str(script), here, method, schedule, str(out)), check=True, capture_output=True, timeout=300
+        )
         return [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]
 
     (alone,), (first, second) = losses(1), losses(2)
