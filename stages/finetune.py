@@ -12,14 +12,26 @@ Out: outputs/models/finetuned/KEY, a plain transformers folder with masks.safete
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from stages import layout, params
 from stages.errors import command
 from stages.files import write_json
 from stages.runtime import prepare, writes_outputs
-from stages.text.pairs import read_pairs
+from stages.text.pairs import Pairs, read_pairs
 from stages.tracking.live import track
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stages.bitmasks import Masks
+    from stages.models.anatomy import Anatomy
+    from stages.models.checkpoint import Generator
+    from stages.training.distillation import Teacher
+    from stages.training.loop import Outcome
+    from stages.training.sparsity import HoldMasks
 
 
 @command
@@ -33,13 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     params.check_method(level.method)
     prepare(settings.runtime)
 
-    from stages.bitmasks import MASKS_FILE, Masks
     from stages.models import anatomy, checkpoint
-    from stages.pruning import changes, criterion, engine, masks, report, schedules
-    from stages.training.calibration import sample
+    from stages.pruning import masks, schedules
     from stages.training.loop import total_steps, train
-    from stages.training.report import write_curve
-    from stages.training.sparsity import HoldMasks
+    from stages.training.rewinding import Rewind
 
     training = read_pairs(layout.DATA / "train.parquet")
     validation = read_pairs(layout.DATA / "validation.parquet")
@@ -47,7 +56,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
     described = anatomy.describe(generator.model)
     examples = generator.encode(training.sources, training.targets)
 
-    plan = schedules.plan(settings.finetune, level.sparsity, total_steps(len(examples), settings.finetune))
+    steps = total_steps(len(examples), settings.finetune)
+    plan = schedules.plan(settings.finetune, level.sparsity, steps)
+    holder = _holder(key, level, generator, described, training, plan, settings)
+    callbacks, starts = [holder], [0]
+    if settings.finetune.rewind != "none":
+        starts = schedules.round_starts(settings.finetune, steps)
+        callbacks.append(Rewind(generator.model, holder, starts, weights=settings.finetune.rewind == "weights"))
+
+    with track("finetune", key, settings) as run:
+        outcome = train(
+            generator,
+            examples,
+            generator.encode(validation.sources, validation.targets),
+            settings.finetune,
+            settings.runtime,
+            layout.SCRATCH / f"finetune-{key}",
+            callbacks=[*callbacks, *run.callbacks()],
+            starts=starts,
+            teacher=_teacher(settings.finetune.distillation),
+        )
+        masks.check_held(described.weights, holder.masks)
+        if writes_outputs():
+            checkpoint.save(generator, layout.model_folder(key), masks=holder.masks, storage=settings.finetune.storage)
+            run.log_metrics(_report(key, generator, described, outcome))
+
+
+def _holder(
+    key: str,
+    level: layout.Level,
+    generator: Generator,
+    described: Anatomy,
+    training: Pairs,
+    plan: Mapping[int, float],
+    settings: params.Params,
+) -> HoldMasks:
+    """What holds the sparsity: with the masks of the prune stage, or such as the plan has it choose."""
+    from stages.bitmasks import MASKS_FILE, Masks
+    from stages.pruning import changes, criterion, engine, masks
+    from stages.training.calibration import sample
+    from stages.training.movement import LearnMasks
+    from stages.training.sparsity import HoldMasks
+
     chosen = criterion.find(level.method)
     first_masks = masks.keep_all(described.weights)
     if key != layout.DENSE:
@@ -69,36 +119,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def choose(sparsity: float, held: Masks) -> Masks:
         return engine.choose(context, chosen, sparsity, rules, held=held, progress=sparsity / level.sparsity)
 
-    holder = HoldMasks(described.weights, first_masks, plan, choose)
+    def choose_by(sparsity: float, scores: Mapping[str, Tensor] | None) -> Masks:
+        learning = replace(context, learnt=scores)
+        return engine.choose(learning, chosen, sparsity, rules, progress=sparsity / level.sparsity)
 
-    with track("finetune", key, settings) as run:
-        outcome = train(
-            generator,
-            examples,
-            generator.encode(validation.sources, validation.targets),
-            settings.finetune,
-            settings.runtime,
-            layout.SCRATCH / f"finetune-{key}",
-            callbacks=[holder, *run.callbacks()],
-        )
-        masks.check_held(described.weights, holder.masks)
-        if not writes_outputs():
-            return
-        checkpoint.save(
-            generator,
-            layout.model_folder(key),
-            masks=holder.masks,
-            storage=settings.finetune.storage,
-        )
-        metrics = report.counts(generator.model, described) | {
-            "loss": outcome.validation_loss,
-            "steps": outcome.steps,
-            "epochs": outcome.epochs,
-        }
-        report.write_layers(layout.METRICS / "finetune" / f"{key}.layers.csv", described)
-        write_curve(layout.METRICS / "finetune" / f"{key}.curve.csv", outcome.curve)
-        write_json(layout.metrics_file("finetune", key), metrics)
-        run.log_metrics(metrics)
+    if chosen.learn:
+        return LearnMasks(described.weights, first_masks, plan, choose_by, chosen.learn)
+    return HoldMasks(described.weights, first_masks, plan, choose)
+
+
+def _teacher(distillation: params.Distillation) -> Teacher | None:
+    """The baseline as it was before, if it is to be learnt from."""
+    from stages.models import checkpoint
+    from stages.training.distillation import Teacher
+
+    if not distillation.needs_teacher:
+        return None
+    return Teacher(checkpoint.load(layout.model_folder(layout.BASELINE)), distillation)
+
+
+def _report(key: str, generator: Generator, described: Anatomy, outcome: Outcome) -> dict[str, float]:
+    """Write the tables and metrics of a level, and return the metrics."""
+    from stages.pruning import report
+    from stages.training.report import write_curve
+
+    metrics = report.counts(generator.model, described) | {
+        "loss": outcome.validation_loss,
+        "steps": outcome.steps,
+        "epochs": outcome.epochs,
+    }
+    report.write_layers(layout.METRICS / "finetune" / f"{key}.layers.csv", described)
+    write_curve(layout.METRICS / "finetune" / f"{key}.curve.csv", outcome.curve)
+    write_json(layout.metrics_file("finetune", key), metrics)
+    return metrics
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@
 In:  outputs/models/baseline, outputs/data/{train,validation}.parquet; params `prune`, `runtime` and, for
      methods that train first (l1, l2), `train`.
 Out: outputs/models/pruned/KEY with masks.safetensors (one bit a weight) and, if the method changed weights,
-     weights.safetensors; outputs/metrics/prune/KEY.json and KEY.layers.csv.
+     those in weights.safetensors; outputs/metrics/prune/KEY.json and KEY.layers.csv.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from stages import layout, params
@@ -47,9 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     generator = checkpoint.load(layout.model_folder(layout.BASELINE))
     described = anatomy.describe(generator.model)
     chosen = criterion.find(level.method)
+    before = changes.fingerprints(generator.model) if chosen.changes_weights else {}
 
     if chosen.shrink:
-        _penalise(generator, described, chosen, level.method, settings, training, validation)
+        _penalise(generator, described, chosen, level.method, settings, training, validation, before)
     seed, rules = settings.runtime.seed, settings.prune
     context = criterion.Context(
         model=generator.model,
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder.mkdir()
         chosen_masks.save(folder / MASKS_FILE)
         if chosen.changes_weights:
-            changes.save(generator.model, folder / changes.WEIGHTS_FILE)
+            changes.save(generator.model, folder / changes.WEIGHTS_FILE, before)
     masks.apply(described.weights, chosen_masks)
     metrics = report.counts(generator.model, described) | {
         "validation_loss": mean_loss(generator, validation.sources, validation.targets, batch_size=128),
@@ -80,6 +81,7 @@ def _penalise(
     settings: params.Params,
     training: Pairs,
     validation: Pairs,
+    before: Mapping[str, str],
 ) -> None:
     """Train with the method's penalty, in place.
 
@@ -112,7 +114,7 @@ def _penalise(
             layout.SCRATCH / f"prune-{name}",
             callbacks=[Shrink(described.weights, chosen.shrink, penalty.strength)],
         )
-        changes.save(generator.model, kept)
+        changes.save(generator.model, kept, before)
     changes.load(generator.model, kept)
 
 

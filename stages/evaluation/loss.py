@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from stages.models.checkpoint import IGNORED, Generator
+from stages.models.likelihood import aligned
 
 
 def mean_loss(generator: Generator, sources: Sequence[str], targets: Sequence[str], *, batch_size: int) -> float:
@@ -30,10 +31,7 @@ def mean_loss(generator: Generator, sources: Sequence[str], targets: Sequence[st
         batch = {name: tensor.to(generator.device) for name, tensor in batch.items()}
         with torch.inference_mode():
             logits = generator.model(**batch).logits
-        labels = batch["labels"]
-        if generator.kind == "causal":
-            # Position t predicts token t + 1; an encoder-decoder's inputs are shifted already.
-            logits, labels = logits[:, :-1], labels[:, 1:]
+        logits, labels = aligned(logits, batch["labels"], causal=generator.kind == "causal")
         losses = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
         )

@@ -1,10 +1,11 @@
-"""Which attention kernel training computes with."""
+"""Which attention kernel a block of code computes with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 LONGEST_EAGER = 256
@@ -24,9 +25,14 @@ def trained_fast(model: PreTrainedModel, longest: int, *, bf16: bool) -> Iterato
         longest: tokens of the longest sequence it will see.
         bf16: whether the block computes in bf16.
     """
-    if not bf16 or model.device.type != "cpu" or longest > LONGEST_EAGER:
+    plain = bf16 and model.device.type == "cpu" and longest <= LONGEST_EAGER
+    with eager(model) if plain else nullcontext():
         yield
-        return
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """For the block, compute attention by the plain formula, which has second derivatives; fused kernels have none."""
     # `model.set_attn_implementation` does not reach parts with a copy of the config, as T5's stacks have one.
     found = [getattr(part, "config", None) for part in model.modules()]
     configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}

@@ -158,14 +158,35 @@ class Train(Optimization):
     early_stopping_patience: Positive | None
 
 
+class Distillation(Section):
+    """Learning from the dense baseline."""
+
+    weight: Share
+    temperature: PositiveFloat
+    hidden_weight: NonNegative
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether there is anything to learn from it."""
+        return self.weight > 0 or self.hidden_weight > 0
+
+
 class Finetune(Optimization):
     """Training that holds the sparsity, pruning gradually if asked to."""
 
     schedule: Literal["one_shot", "rounds", "cubic"]
     rounds: Positive
+    rewind: Literal["none", "weights", "learning_rate"]
     ramp: Fraction
     refresh_steps: Positive
     storage: Literal["dense", "sparse"]
+    distillation: Distillation
+
+    @model_validator(mode="after")
+    def _rewinds_rounds(self) -> Finetune:
+        if self.rewind != "none" and self.schedule != "rounds":
+            raise ValueError(f"rewind {self.rewind} is done at the start of each round: set schedule to rounds")
+        return self
 
 
 class Sweep(Section):
@@ -262,6 +283,20 @@ class Params(Section):
                 f"method dsnot swaps single weights, prune.pattern {self.prune.pattern} prunes blocks: "
                 "choose another method, or unstructured or N:M"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _movement_is_learnt(self) -> Params:
+        if "movement" not in (*self.sweep.method, self.search.method):
+            return self
+        if self.finetune.schedule != "cubic":
+            raise ValueError(
+                "method movement learns masks while it trains, and lets weights come back; schedule "
+                f"{self.finetune.schedule} holds masks that are chosen before: set finetune.schedule to cubic"
+            )
+        floor = self.prune.movement.floor
+        if wrong := [s for s in self.sweep.sparsity if s > 1 - floor]:
+            raise ValueError(f"prune.movement.floor keeps {floor:g} of each matrix, sweep.sparsity has {wrong[0]}")
         return self
 
     @model_validator(mode="after")

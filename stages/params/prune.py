@@ -9,7 +9,22 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.params.section import NonNegative, Positive, PositiveFloat, Section, Share
 
-Method = Literal["magnitude", "gradient", "taylor", "l1", "l2", "random", "wanda", "ria", "sparsegpt", "alps", "dsnot"]
+Method = Literal[
+    "magnitude",
+    "gradient",
+    "taylor",
+    "grasp",
+    "fisher",
+    "movement",
+    "l1",
+    "l2",
+    "random",
+    "wanda",
+    "ria",
+    "sparsegpt",
+    "alps",
+    "dsnot",
+]
 
 
 class Calibration(Section):
@@ -21,6 +36,24 @@ class Calibration(Section):
 
 class NoKnobs(Section):
     """A criterion without knobs."""
+
+
+class Grasp(Section):
+    """Preservation of the gradient."""
+
+    temperature: PositiveFloat
+
+
+class Movement(Section):
+    """Scores learnt in fine-tuning."""
+
+    variant: Literal["soft", "hard"]
+    floor: Annotated[float, Field(ge=0, lt=1)]
+
+    @property
+    def scope(self) -> Literal["global", "layer"]:
+        """What scores are compared across."""
+        return "global" if self.variant == "soft" else "layer"
 
 
 class Penalty(Section):
@@ -87,6 +120,9 @@ class Prune(Section):
     random: NoKnobs
     gradient: NoKnobs
     taylor: NoKnobs
+    grasp: Grasp
+    fisher: NoKnobs
+    movement: Movement
     l1: Penalty
     l2: Penalty
     wanda: Layerwise

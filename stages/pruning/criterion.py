@@ -34,7 +34,9 @@ class Context:
     batches: Batches
     seed: int
     settings: Any
-    """The criterion's own section of params `prune`."""
+    """The criterion's own section of params `prune`; its `scope`, if it has one, goes before the general one."""
+    learnt: Mapping[str, Tensor] | None = None
+    """Scores learnt in training so far, of a criterion that learns them."""
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
@@ -52,6 +54,9 @@ class Criterion:
     """Of a criterion that looks at a matrix's inputs, matrix after matrix."""
     shrink: Callable[[Tensor, float, float], None] | None = None
     """Of a penalty: `shrink(weight, rate, strength)` changes the weight in place after each optimizer step."""
+
+    learn: Callable[[Tensor, Tensor, Tensor], None] | None = None
+    """Of scores learnt in fine-tuning: `learn(scores, weight, gradient)` changes them in place at each step."""
 
     @property
     def changes_weights(self) -> bool:

@@ -45,11 +45,12 @@ def choose(
         UserError: a score is NaN, or the rules cannot be met.
     """
     pattern = patterns.parse(rules.pattern)
+    scope = getattr(context.settings, "scope", rules.scope)
     matrices = context.matrices
     sizes = {name: matrix.weight.numel() // pattern.size for name, matrix in matrices.items()}
     planned = budget.divide(sizes, sparsity, {name: share * progress for name, share in rules.layers.items()})
 
-    if criterion.importance and rules.scope == "global":
+    if criterion.importance and scope == "global":
         mean = planned.rest / max(sum(sizes[name] for name in planned.others), 1)
         fixed = planned.fixed
         _check(pattern, matrices, {n: fixed[n] / max(sizes[n], 1) if n in fixed else mean for n in sizes})
@@ -60,7 +61,7 @@ def choose(
     if criterion.layerwise:
         return prune_in_order(context, criterion.layerwise, counts, pattern, held)
     assert criterion.importance is not None
-    return _each(criterion.importance(context), matrices, pattern, counts, held, rows=rules.scope == "row")
+    return _each(criterion.importance(context), matrices, pattern, counts, held, rows=scope == "row")
 
 
 def _each(

@@ -1,17 +1,36 @@
-"""Scores made of gradients on calibration batches."""
+"""Scores made of derivatives of the loss on calibration batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.errors import UserError
+from stages.models.likelihood import aligned, cross_entropy
 from stages.pruning.criterion import Context
 
+Batch = dict[str, Tensor]
+Loss = Callable[[Any, Batch], Tensor]
+"""`loss(model, batch)`, a scalar."""
 
-def mean_over_batches(context: Context, score: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+
+def mean_loss(model: Any, batch: Batch) -> Tensor:
+    """The model's own loss: cross-entropy, the mean over the batch's target tokens."""
+    return model(**batch).loss
+
+
+def total_loss(model: Any, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+    """-log p of the batch's targets, summed over their tokens; logits are divided by the temperature before."""
+    logits = model(**batch).logits / temperature
+    return cross_entropy(*aligned(logits, batch["labels"], causal=not model.config.is_encoder_decoder))
+
+
+def mean_over_batches(
+    context: Context, score: Callable[[Tensor, Tensor], Tensor], loss: Loss = mean_loss
+) -> dict[str, Tensor]:
     """Mean over the calibration batches of `score(weight, gradient)`, fp32, for every eligible weight.
 
     Runs in evaluation mode (no dropout), and leaves gradients and training mode of the model as they were.
@@ -19,16 +38,42 @@ def mean_over_batches(context: Context, score: Callable[[Tensor, Tensor], Tensor
     Raises:
         UserError: no calibration batch, or a gradient that is not finite.
     """
+
+    def scores(batch: Batch, weights: Sequence[nn.Parameter]) -> Iterator[Tensor]:
+        gradients = torch.autograd.grad(loss(context.model, batch), weights)
+        return (score(weight.detach(), gradient) for weight, gradient in zip(weights, gradients, strict=True))
+
+    return _mean(context, scores)
+
+
+def hessian_product(context: Context, vector: Mapping[str, Tensor], loss: Loss) -> dict[str, Tensor]:
+    """H v, fp32, for every eligible weight: H the Hessian of the mean over the batches of `loss`, v a vector.
+
+    By Pearlmutter's identity H v = d(g . v)/dw, a second backward pass through the gradient g: H is never formed. The
+    model has to be `attention.eager`.
+
+    Raises:
+        UserError: as `mean_over_batches`.
+    """
+
+    def products(batch: Batch, weights: Sequence[nn.Parameter]) -> Iterable[Tensor]:
+        gradients = torch.autograd.grad(loss(context.model, batch), weights, create_graph=True)
+        along = torch.stack([(g * v).sum() for g, v in zip(gradients, vector.values(), strict=True)]).sum()
+        return torch.autograd.grad(along, weights, allow_unused=True, materialize_grads=True)
+
+    return _mean(context, products)
+
+
+def _mean(context: Context, values: Callable[[Batch, Sequence[nn.Parameter]], Iterable[Tensor]]) -> dict[str, Tensor]:
+    """Mean over the batches of `values(batch, weights)`, a tensor for each eligible weight."""
     weights = context.weights
     totals = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     training = context.model.training
     context.model.eval()
     count = 0
     for batch in context.batches():
-        loss = context.model(**batch).loss
-        gradients = torch.autograd.grad(loss, list(weights.values()))
-        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
-            totals[name] += score(weight.detach(), gradient)
+        for total, value in zip(totals.values(), values(batch, list(weights.values())), strict=True):
+            total += value
         count += 1
     context.model.train(training)
     if not count:

@@ -20,8 +20,14 @@ def plan(finetune: Finetune, target: float, total_steps: int) -> dict[int, float
     if finetune.schedule == "one_shot" or not target:
         return {}
     if finetune.schedule == "rounds":
-        rounds = min(finetune.rounds, total_steps)
-        return {total_steps * r // rounds: target * (r + 1) / rounds for r in range(rounds)}
+        starts = round_starts(finetune, total_steps)
+        return {start: target * (r + 1) / len(starts) for r, start in enumerate(starts)}
     last = min(math.ceil(finetune.ramp * total_steps), total_steps - 1)
     steps = range(finetune.refresh_steps, last, finetune.refresh_steps)
     return {step: target * (1 - (1 - step / last) ** 3) for step in steps} | {last: target}
+
+
+def round_starts(finetune: Finetune, total_steps: int) -> list[int]:
+    """First steps of the rounds of schedule `rounds`; other schedules are one round."""
+    rounds = min(finetune.rounds, total_steps) if finetune.schedule == "rounds" else 1
+    return [total_steps * r // rounds for r in range(rounds)]

@@ -18,10 +18,13 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from stages.errors import UserError
 from stages.models.attention import trained_fast
 from stages.models.checkpoint import IGNORED, Generator
+from stages.models.likelihood import aligned, cross_entropy
 from stages.models.sharing import unshared_state
 from stages.params import Optimization, Runtime
 from stages.runtime import autocast_bf16, processes, writes_outputs
 from stages.training.bucketing import StepBucketSampler
+from stages.training.distillation import Teacher
+from stages.training.learning_rate import restarting
 from stages.training.progress import ShowProgress
 
 LOGS_PER_RUN = 40
@@ -52,6 +55,8 @@ def train(
     scratch: Path,
     *,
     callbacks: Sequence[TrainerCallback] = (),
+    starts: Sequence[int] = (0,),
+    teacher: Teacher | None = None,
     keep_best: bool = False,
     patience: int | None = None,
 ) -> Outcome:
@@ -65,6 +70,8 @@ def train(
         runtime: seed and precision.
         scratch: folder for checkpoints; removed after success.
         callbacks: more Trainer callbacks.
+        starts: steps with which the schedule of the learning rate begins, from 0 on: one for each round.
+        teacher: what to learn from besides the examples.
         keep_best: end with the weights of the lowest validation loss, not the last ones.
         patience: stop after so many evaluations without a lower validation loss.
 
@@ -76,13 +83,15 @@ def train(
     config_before = dict(vars(generator.model.config))
     progress = ShowProgress()
     trainer = _Trainer(
-        bucket=optimization.bucket_by_length,
+        optimization=optimization,
+        starts=starts,
+        teacher=teacher,
         model=generator.model,
         args=arguments,
         train_dataset=_dataset(examples),
         eval_dataset=_dataset(validation),
         data_collator=_collator(generator),
-        compute_loss_func=_token_mean(generator, optimization.label_smoothing),
+        compute_loss_func=_token_mean(generator, optimization.label_smoothing, teacher),
         callbacks=[*callbacks, *stops, _StopOnDivergence(), progress],
     )
     trainer.remove_callback(PrinterCallback)
@@ -148,14 +157,32 @@ def _arguments(
 
 
 class _Trainer(Trainer):
-    """The Trainer, with our sampler if batches are to hold like lengths, and saving shared sides."""
+    """The Trainer, with our sampler if batches are to hold like lengths, a schedule for each round, a teacher, and
+    sides that share their weights saved as two.
+    """
 
-    def __init__(self, bucket: bool, **settings: Any) -> None:
+    def __init__(
+        self, optimization: Optimization, starts: Sequence[int], teacher: Teacher | None, **settings: Any
+    ) -> None:
         super().__init__(**settings)
-        self._bucket = bucket
+        self._optimization = optimization
+        self._starts = starts
+        self._teacher = teacher
+
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        if self._teacher and model.training:
+            inputs = self._teacher.ask(inputs, self.accelerator.autocast())
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if len(self._starts) == 1:
+            return super().create_scheduler(num_training_steps, optimizer)
+        name, warmup = self.args.lr_scheduler_type, self._optimization.warmup_ratio
+        self.lr_scheduler = restarting(self.optimizer, name, self._starts, num_training_steps, warmup)
+        return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        if not self._bucket:
+        if not self._optimization.bucket_by_length:
             return super()._get_train_sampler(train_dataset)
         assert isinstance(self.train_dataset, Dataset)
         lengths = self.train_dataset["length"][:]
@@ -194,8 +221,8 @@ def _collator(generator: Generator) -> Callable[[Examples], dict[str, Tensor]]:
     return collate
 
 
-def _token_mean(generator: Generator, label_smoothing: float) -> Callable[..., Tensor]:
-    """Cross-entropy per target token, the mean taken over all tokens of an optimizer step.
+def _token_mean(generator: Generator, label_smoothing: float, teacher: Teacher | None) -> Callable[..., Tensor]:
+    """Cross-entropy per target token, the mean taken over all tokens of an optimizer step; with a teacher, its loss.
 
     A mean of each batch's mean would give the tokens of short texts more weight than those of long ones once
     gradients are accumulated. (Models that ignore the token count the Trainer passes, as EncoderDecoderModel
@@ -203,18 +230,12 @@ def _token_mean(generator: Generator, label_smoothing: float) -> Callable[..., T
     """
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        logits = outputs.logits
-        if generator.kind == "causal":
-            # Position t predicts token t + 1; an encoder-decoder's inputs are shifted already.
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        total = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1),
-            labels.flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-            label_smoothing=label_smoothing if generator.model.training else 0.0,
-        )
-        return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+        training = generator.model.training
+        logits, predicted = aligned(outputs.logits, labels, causal=generator.kind == "causal")
+        total = cross_entropy(logits, predicted, label_smoothing=label_smoothing if training else 0.0)
+        if teacher and training:
+            total = teacher.loss(total, outputs, labels)
+        return total / ((predicted != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
     return loss
 

@@ -48,7 +48,7 @@ class HoldMasks(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Zero what the optimizer revived."""
-        self._apply()
+        self.apply()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prune further if the next step is one of the plan's."""
@@ -63,7 +63,7 @@ class HoldMasks(TrainerCallback):
     def _refresh(self, step: int) -> None:
         if step in self._plan:
             self._set(self._choose(self._plan[step], self.masks))
-        self._apply()
+        self.apply()
 
     def _set(self, masks: Masks) -> None:
         self.masks = masks
@@ -71,7 +71,8 @@ class HoldMasks(TrainerCallback):
         self._pruned = {name: ~masks[name].to(weight.device) for name, weight in self.weights.items()}
 
     @torch.no_grad()
-    def _apply(self) -> None:
+    def apply(self) -> None:
+        """Set masked weights to zero."""
         for name, weight in self.weights.items():
             weight.masked_fill_(self._pruned[name], 0.0)
 

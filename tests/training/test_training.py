@@ -12,9 +12,10 @@ import torch
 from shared import SOURCES, TARGETS
 from transformers import EncoderDecoderModel, TrainerCallback
 
+from stages.bitmasks import Masks
 from stages.errors import UserError
 from stages.models import anatomy, checkpoint
-from stages.pruning import criterion, masks, schedules
+from stages.pruning import criterion, engine, masks, schedules
 from stages.training import calibration
 from stages.training.loop import total_steps, train
 from stages.training.report import write_curve
@@ -134,25 +135,35 @@ class Watch(HoldMasks):
         masks.check_held(self.weights, self.masks)
         super().on_step_end(args, state, control, **kwargs)
         masks.check_held(self.weights, self.masks)
-        self.history = [*getattr(self, "history", []), masks.sparsity(self.masks)]
+        self.history = [*getattr(self, "history", []), self.masks.sparsity]
+
+
+def context_of(generator: Any, made: Any, method: str) -> criterion.Context:
+    return criterion.Context(
+        model=generator.model,
+        matrices=anatomy.describe(generator.model).matrices,
+        batches=calibration.sample(generator, SOURCES, TARGETS, made.prune.calibration, 0),
+        seed=0,
+        settings=getattr(made.prune, method),
+    )
 
 
 @pytest.mark.parametrize("schedule", ["one_shot", "rounds", "cubic"])
 @pytest.mark.parametrize("method", ["magnitude", "gradient", "random"])
 def test_masks_hold_after_every_step_and_reach_the_target(schedule, method, build_family, settings, tmp_path):
     generator = build_family("bert")
-    weights = anatomy.describe(generator.model).weights
     made = settings(finetune={"schedule": schedule, "refresh_steps": 3})
+    context, chosen = context_of(generator, made, method), criterion.find(method)
+    weights = context.weights
     plan = schedules.plan(made.finetune, 0.7, 20)
-    batches = calibration.sample(generator, SOURCES, TARGETS, made.prune.calibration, 0)
-    context = criterion.Context(generator.model, weights, batches, 0)
-    score = criterion.find(method).importance
-    first = masks.keep_all(weights) if plan else masks.select(score(context), 0.7, "global")
-    holder = Watch(weights, first, plan, lambda: score(context), "global")
+
+    def choose(sparsity: float, held: Masks | None = None) -> Masks:
+        return engine.choose(context, chosen, sparsity, made.prune, held=held)
+
+    holder = Watch(weights, masks.keep_all(weights) if plan else choose(0.7), plan, choose)
     fit(generator, settings, tmp_path, [holder])
     masks.check_held(weights, holder.masks)
-    total = sum(w.numel() for w in weights.values())
-    assert sum(int((~m).sum()) for m in holder.masks.values()) == round(0.7 * total)
+    assert holder.masks.pruned == round(0.7 * holder.masks.numel)
     assert holder.history == sorted(holder.history)
     assert len(set(holder.history)) == {"one_shot": 1, "rounds": 3, "cubic": 5}[schedule]
 
@@ -160,8 +171,9 @@ def test_masks_hold_after_every_step_and_reach_the_target(schedule, method, buil
 def test_without_the_mask_momentum_revives_weights(build_family, settings, tmp_path):
     """The trap that `HoldMasks` is for: it must be able to fail."""
     generator = build_family("bert")
-    weights = anatomy.describe(generator.model).weights
-    chosen = masks.select({n: w.detach().abs() for n, w in weights.items()}, 0.5, "global")
+    context = context_of(generator, settings(), "magnitude")
+    weights = context.weights
+    chosen = engine.choose(context, criterion.find("magnitude"), 0.5, settings().prune)
     masks.apply(weights, chosen)
     fit(generator, settings, tmp_path, epochs=1.0)
     with pytest.raises(RuntimeError, match="masked weights"):
@@ -228,8 +240,10 @@ def test_steps_of_like_lengths_hold_the_examples_of_a_random_step():
     assert list(sampler) != first
 
 
-@pytest.mark.parametrize("schedule", ["one_shot", "cubic"])
-def test_two_processes_train_as_one(schedule, build_family, settings, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "schedule"), [("magnitude", "one_shot"), ("magnitude", "cubic"), ("movement", "cubic")]
+)
+def test_two_processes_train_as_one(method, schedule, build_family, settings, tmp_path):
     """Two gloo processes of half the batch: the same masks on both, and one process's loss within rounding."""
     import json
     import subprocess
@@ -242,11 +256,13 @@ def test_two_processes_train_as_one(schedule, build_family, settings, tmp_path):
     here = str(Path(__file__).parent)
 
     def losses(count: int) -> list[dict[str, Any]]:
-        out = tmp_path / f"{count}-{schedule}"
+        out = tmp_path / f"{count}"
         out.mkdir()
-        port = str(29500 + 7 * count + len(schedule))
+        port = str(29500 + 7 * count + len(schedule) + 20 * len(method))
         launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", port)
-        subprocess.run((*launch, str(script), here, schedule, str(out)), check=True, capture_output=True, timeout=300)
+        subprocess.run(
+            (*launch, str(script), here, method, schedule, str(out)), check=True, capture_output=True, timeout=300
+        )
         return [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]
 
     (alone,), (first, second) = losses(1), losses(2)

@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from shared import ROOT, SOURCES, TARGETS, family_section, merge
@@ -15,7 +18,7 @@ from shared import ROOT, SOURCES, TARGETS, family_section, merge
 from stages import params
 
 
-def main(schedule: str, out: str) -> None:
+def main(method: str, schedule: str, out: str) -> None:
     """Train for a few steps of 16 examples over all processes."""
     processes = int(os.environ["WORLD_SIZE"])
     config = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -34,23 +37,35 @@ def main(schedule: str, out: str) -> None:
         },
     }
     settings = params.validate(merge(params.read_yaml(ROOT / "params.yaml"), changes), "params.yaml")
+    from stages.bitmasks import Masks
     from stages.runtime import prepare
 
     prepare(settings.runtime)
     from stages.models import anatomy
     from stages.models.build import build
-    from stages.pruning import criterion, masks, schedules
+    from stages.pruning import criterion, engine, masks, schedules
     from stages.training.loop import total_steps, train
+    from stages.training.movement import LearnMasks
     from stages.training.sparsity import HoldMasks
 
     generator = build(settings.model, SOURCES + TARGETS)
-    weights = anatomy.describe(generator.model).weights
-    context = criterion.Context(generator.model, weights, list, 0)
-    importance = criterion.find("magnitude").importance
+    matrices = anatomy.describe(generator.model).matrices
+    context = criterion.Context(generator.model, matrices, list, 0, getattr(settings.prune, method))
+    weights, chosen = context.weights, criterion.find(method)
+
+    def choose(sparsity: float, held: Masks | None = None) -> Masks:
+        return engine.choose(context, chosen, sparsity, settings.prune, held=held)
+
+    def choose_by(sparsity: float, scores: Any) -> Masks:
+        return engine.choose(replace(context, learnt=scores), chosen, sparsity, settings.prune)
+
     examples = generator.encode(SOURCES * 16, TARGETS * 16)
     plan = schedules.plan(settings.finetune, 0.5, total_steps(len(examples), settings.finetune))
-    first = masks.keep_all(weights) if plan else masks.select(importance(context), 0.5, "global")
-    holder = HoldMasks(weights, first, plan, lambda: importance(context), "global")
+    first = masks.keep_all(weights) if plan else choose(0.5)
+    if chosen.learn:
+        holder: HoldMasks = LearnMasks(weights, first, plan, choose_by, chosen.learn)
+    else:
+        holder = HoldMasks(weights, first, plan, choose)
     outcome = train(
         generator,
         examples,
@@ -63,7 +78,7 @@ def main(schedule: str, out: str) -> None:
     masks.check_held(weights, holder.masks)
     ended = {
         "loss": outcome.validation_loss,
-        "sparsity": masks.sparsity(holder.masks),
+        "sparsity": holder.masks.sparsity,
         "masks": _digest(list(holder.masks.values())),
         "weights": _digest(list(weights.values())),
     }
