@@ -60,6 +60,7 @@ def set_at(values: dict, key: str, value: object) -> dict:
         ("evaluate", None, "evaluate"),
         ("runtime.seed", True, "runtime.seed"),
         ("sweep.sparsity", [1e-05], "at least 0.0001"),
+        ("evaluate.temperature", 1e-40, "greater than or equal to 0.001"),
     ],
 )
 def test_mistakes_name_the_key(key, value, message, default_values):

@@ -219,13 +219,13 @@ class Evaluate(Section):
     """Generation and the statistics behind every figure."""
 
     batch_size: Positive
-    num_beams: Positive
-    length_penalty: float
+    num_beams: Annotated[int, Field(ge=1, le=1000)]
+    length_penalty: Annotated[float, Field(ge=-10, le=10)]
     do_sample: bool
-    temperature: PositiveFloat
+    temperature: Annotated[float, Field(ge=0.001, le=1000)]
     top_k: Annotated[int, Field(ge=0)]
-    top_p: Fraction
-    repetition_penalty: PositiveFloat
+    top_p: Annotated[float, Field(ge=0.001, le=1)]
+    repetition_penalty: Annotated[float, Field(ge=0.001, le=1000)]
     fluency_order: Annotated[int, Field(ge=2, le=6)]
     bootstrap_samples: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]

@@ -115,8 +115,9 @@ def test_a_pattern_by_calibration_kept_without_its_zeros(finished):
         # Fine-tuned, and still two of every four inputs.
         assert bool(((weight.reshape(len(weight), -1, 4) != 0).sum(-1) <= 2).all())
     figures = read(finished, "outputs/metrics/evaluate/wanda-0.5.json")
-    assert figures["sparsity"] >= 0.5 and figures["size_bytes"] < 0.8 * 4 * figures["parameters"]
-    assert finished.repro() == []  # the sweep of before, restored
+    plain = (finished.root / "plain/model.safetensors").stat().st_size
+    assert figures["sparsity"] >= 0.5 and figures["size_bytes"] < plain
+    assert set(finished.repro()) <= {"compare"}  # the sweep of before is restored
 
 
 def test_touching_a_criterion_leaves_clean_and_train_alone(finished):
