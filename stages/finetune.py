@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare(settings.runtime)
 
     from stages.models import anatomy, checkpoint
-    from stages.pruning import masks, schedules
+    from stages.pruning import criterion, masks, schedules
     from stages.training.loop import total_steps, train
     from stages.training.rewinding import Rewind
 
@@ -57,7 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     examples = generator.encode(training.sources, training.targets)
 
     steps = total_steps(len(examples), settings.finetune)
-    plan = schedules.plan(settings.finetune, level.sparsity, steps)
+    pace = settings.finetune
+    if criterion.find(level.method).learn:
+        # Its scores are at hand at every step, and what it prunes too early comes back the sooner.
+        pace = pace.model_copy(update={"refresh_steps": 1})
+    plan = schedules.plan(pace, level.sparsity, steps)
     holder = _holder(key, level, generator, described, training, plan, settings)
     callbacks, starts = [holder], [0]
     if settings.finetune.rewind != "none":

@@ -7,9 +7,13 @@ last good results: they are still in DVC's cache, but gone from the workspace un
 
 from __future__ import annotations
 
+import hashlib
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -26,7 +30,7 @@ def outputs_kept() -> Iterator[None]:
 
 
 def _check_out(name: str, root: str) -> None:
-    """Check out one stage's outputs from the cache, where they are as dvc.lock has them.
+    """Check out one stage's outputs, where they are as dvc.lock has them.
 
     `dvc checkout` would wait for a lock that the `dvc repro` above us holds.
     """
@@ -36,10 +40,27 @@ def _check_out(name: str, root: str) -> None:
         for stage in repo.stage.collect(name):
             for out in stage.outs:
                 if out.hash_info:
-                    # What git tracks is in the cache too, for DVC's run cache, but DVC checks out only what is
-                    # not; as a copy, since git would take a link to the cache for the file's content.
-                    if not out.use_cache:
-                        out.use_cache = True
-                        out.cache.cache_types = ["copy"]
                     with suppress(Exception):
-                        out.checkout(force=True)
+                        out.checkout(force=True) if out.use_cache else _check_out_tracked(out)
+
+
+def _check_out_tracked(out: Any) -> None:
+    """Bring back what git tracks.
+
+    DVC keeps it in the cache too, for its run cache, but checks out only what git does not track; and a clone that has
+    not pulled has it from git alone.
+    """
+    from stages.files import replacing  # which needs stages.errors, which needs this module
+
+    path = Path(out.fs_path)
+    cached = Path(out.cache.oid_to_path(out.hash_info.value))
+    content = cached.read_bytes() if cached.is_file() else _committed(path)
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() == out.hash_info.value:
+        with replacing(path) as partial:
+            partial.write_bytes(content)
+
+
+def _committed(path: Path) -> bytes:
+    command = ["git", "show", f"HEAD:./{path.name}"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return subprocess.run(command, cwd=path.parent, capture_output=True, check=True).stdout

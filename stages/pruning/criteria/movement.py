@@ -4,6 +4,8 @@ A weight that training drives away from zero is kept, one that it drives towards
 (Sanh, Wolf and Rush 2020, Movement Pruning, equations 3 and 4). The mask passes the gradient straight through, so that
 a pruned weight goes on being scored, and comes back if its score rises, until the schedule reaches its target.
 
+Fine-tuning chooses masks by these scores at every step of its ramp.
+
 - `soft`: one threshold for all matrices. The paper fixes it and has a penalty on the scores drive them below; here it
   is solved for at every refresh, so that the schedule's sparsity is met exactly. That leaves the penalty nothing to do:
   where scores are far below one, as they are, it lowers all of them alike.

@@ -1,0 +1,96 @@
+"""`python -m stages.prune` and `stages.finetune` on a tiny baseline, in a folder of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+from shared import SOURCES, TARGETS
+
+from stages import finetune, layout, prune
+from stages.models import anatomy, checkpoint
+from stages.pruning import changes, masks
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, settings, build_family) -> Callable[..., None]:
+    """`project(family, **params)`: sets up params, data and a baseline in an empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(family: str = "bert", **params: Any) -> None:
+        small = {"batch_size": 8, "gradient_accumulation": 1, "epochs": 3.0, "refresh_steps": 2, "learning_rate": 0.01}
+        made = {**params, "finetune": {**small, **params.get("finetune", {})}}
+        YAML().dump(settings(**made).model_dump(), tmp_path / "params.yaml")
+        layout.DATA.mkdir(parents=True)
+        for split, times in {"train": 6, "validation": 1}.items():
+            columns = {"source": SOURCES * times, "target": TARGETS * times}
+            pq.write_table(pa.table(columns), layout.DATA / f"{split}.parquet")
+        checkpoint.save(build_family(family), layout.model_folder("baseline"))
+
+    return make
+
+
+def level(key: str) -> tuple[masks.Masks, masks.Masks]:
+    """Masks of the prune stage, and of the fine-tuned level, which hold."""
+    folder = layout.model_folder(key)
+    after = masks.Masks.load(folder / masks.MASKS_FILE)
+    masks.check_held(anatomy.describe(checkpoint.load(folder).model).weights, after)
+    return masks.Masks.load(layout.pruned_folder(key) / masks.MASKS_FILE), after
+
+
+@pytest.mark.parametrize("family", ["bert", "t5", "gpt2"])
+@pytest.mark.parametrize("method", ["grasp", "fisher", "movement"])
+def test_methods_by_gradients(method, family, project):
+    project(family)
+    prune.main([f"{method}-0.6"])
+    finetune.main([f"{method}-0.6"])
+    before, after = level(f"{method}-0.6")
+    assert before.pruned == after.pruned == round(0.6 * before.numel)
+    assert not (layout.pruned_folder(f"{method}-0.6") / changes.WEIGHTS_FILE).exists()
+    metrics = json.loads(layout.metrics_file("finetune", f"{method}-0.6").read_text())
+    assert metrics["sparsity"] >= after.sparsity
+    # What training has learnt by then is not what the baseline's first step says.
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+
+
+@pytest.mark.parametrize("rewind", ["weights", "learning_rate"])
+def test_rounds_that_rewind(rewind, project):
+    project(finetune={"schedule": "rounds", "rewind": rewind})
+    prune.main(["magnitude-0.6"])
+    for key in ("magnitude-0.6", "dense"):
+        finetune.main([key])
+    _, after = level("magnitude-0.6")
+    assert after.pruned == round(0.6 * after.numel)
+    rates = layout.METRICS / "finetune" / "dense.curve.csv"
+    assert rates.is_file()
+
+
+@pytest.mark.parametrize(("weight", "teachers"), [(0.0, 0), (0.5, 1)])
+def test_a_teacher_is_loaded_if_there_is_something_to_learn(weight, teachers, project, monkeypatch):
+    project(finetune={"schedule": "one_shot", "distillation": {"weight": weight, "hidden_weight": weight}})
+    prune.main(["magnitude-0.6"])
+    loaded = []
+    load = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda folder: loaded.append(Path(folder)) or load(folder))
+    finetune.main(["magnitude-0.6"])
+    assert loaded == [layout.model_folder("baseline")] * (1 + teachers)
+    monkeypatch.undo()
+
+
+def test_only_changed_weights_are_kept(project):
+    project(prune={"l1": {"epochs": 1.0}})
+    prune.main(["l1-0.6"])
+    kept = load_file(layout.pruned_folder("l1-0.6") / changes.WEIGHTS_FILE)
+    model = checkpoint.load(layout.model_folder("baseline")).model
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in kept.items())
+    # BERT's pooler takes no part in the loss, and so is not trained.
+    assert before.keys() - kept.keys() == {name for name in before if ".pooler." in name or name.startswith("pooler.")}
