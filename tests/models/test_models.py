@@ -14,7 +14,7 @@ from shared import FAMILIES, SOURCES, TARGETS
 from stages.errors import UserError
 from stages.models import anatomy, checkpoint
 from stages.models.attention import LONGEST_EAGER, trained_fast
-from stages.pruning import masks
+from stages.pruning import criterion, engine, masks
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,14 +104,15 @@ def test_a_model_without_blocks_is_refused():
         anatomy.describe(torch.nn.Linear(2, 2))
 
 
-def test_shared_sides_count_once_and_survive_a_plain_reload(build_family, tmp_path):
+def test_shared_sides_count_once_and_survive_a_plain_reload(build_family, settings, tmp_path):
     apart = anatomy.describe(build_family("bert").model)
     generator = build_family("bert", share_weights=True)
     described = anatomy.describe(generator.model)
     # The decoder keeps its own cross-attention: 4 matrices in each of 2 layers.
     assert len(described.weights) == 2 * 6 + 2 * 4
     assert described.parameters < apart.parameters
-    chosen = masks.select({n: w.detach().abs() for n, w in described.weights.items()}, 0.5, "global")
+    context = criterion.Context(generator.model, described.matrices, list, 0, None)
+    chosen = engine.choose(context, criterion.find("magnitude"), 0.5, settings().prune)
     masks.apply(described.weights, chosen)
     batch = generator.collate(generator.encode(SOURCES, TARGETS))
     loss = generator.model.eval()(**batch).loss
