@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from shared import SOURCES, TARGETS
 
 from stages import finetune, layout, prune
+from stages.bitmasks import MASKS_FILE, Masks
 from stages.models import anatomy, checkpoint
 from stages.pruning import changes, masks
 
@@ -38,12 +39,12 @@ def project(tmp_path, monkeypatch, settings, build_family) -> Callable[..., None
     return make
 
 
-def level(key: str) -> tuple[masks.Masks, masks.Masks]:
+def level(key: str) -> tuple[Masks, Masks]:
     """Masks of the prune stage, and of the fine-tuned level, which hold."""
     folder = layout.model_folder(key)
-    after = masks.Masks.load(folder / masks.MASKS_FILE)
+    after = Masks.load(folder / MASKS_FILE)
     masks.check_held(anatomy.describe(checkpoint.load(folder).model).weights, after)
-    return masks.Masks.load(layout.pruned_folder(key) / masks.MASKS_FILE), after
+    return Masks.load(layout.pruned_folder(key) / MASKS_FILE), after
 
 
 @pytest.mark.parametrize("family", ["bert", "t5", "gpt2"])
