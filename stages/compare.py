@@ -3,7 +3,7 @@
     dvc repro compare                         (or: python -m stages.compare)
     python -m stages.compare --show           prints the table again
 
-Files of levels that are no longer in `sweep` are taken out of the folders below first: the stage depends on these
+Files of levels that are not in `sweep` are taken out of the folders below: the stage depends on these
 folders, and a clone that never had the levels should find the same there. DVC restores them if they join again.
 
 In:  for dense, baseline and every level of params `sweep`: outputs/metrics/evaluate/KEY.json,
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages import layout, params
-from stages.errors import command
+from stages.errors import UserError, command
 from stages.files import read_json, replacing, write_json
 
 if TYPE_CHECKING:
     from stages.evaluation.comparison import Choice, Entry
 
-ENDINGS = ("json", "parquet", "layers.csv", "curve.csv")
+ENDINGS = (".json", ".parquet", ".layers.csv", ".curve.csv")
 """Of the files that stages leave for a level, after its key."""
 SAMPLES = 12
 TABLE_COLUMNS = 100
@@ -46,14 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from stages.evaluation import comparison
 
     keys = [level.key for level in settings.sweep.levels]
-    if not show_only:
-        _remove_leftovers({layout.DENSE, layout.BASELINE, *keys})
     entries = comparison.read_entries(settings.sweep.levels)
     references = read_json(layout.metrics_file("references"))
     choice = comparison.choose(entries, target.metric, target.max_drop)
     if show_only:
         _show(entries, choice, references)
         return
+    _remove_leftovers({layout.DENSE, layout.BASELINE, *keys})
     layers = comparison.layer_table(keys)
 
     folder = layout.COMPARE
@@ -87,17 +86,21 @@ def _remove_leftovers(keys: Set[str]) -> None:
         path
         for folder in (*stages, layout.PREDICTIONS, layout.BENCHMARK)
         for path in folder.glob("*.*")
-        if not path.name.startswith(".") and not _belongs(path.name, keys)
+        if path.is_file() and (key := _key(path.name)) and key not in keys
     )
     for path in left:
         path.unlink()
     if left:
-        print(f"removed {len(left)} files of levels that are no longer in the sweep; DVC's cache has them")
+        print(f"removed {len(left)} files of levels that are not in the sweep; DVC has those that `dvc repro` made")
 
 
-def _belongs(name: str, keys: Set[str]) -> bool:
-    """Whether a file such as `magnitude-0.5.layers.csv` is one of these keys'."""
-    return any(name.startswith(f"{key}.") and name.removeprefix(f"{key}.") in ENDINGS for key in keys)
+def _key(name: str) -> str | None:
+    """The level that a file such as `magnitude-0.5.layers.csv` is of; None for a file that no stage leaves."""
+    ending = next((ending for ending in ENDINGS if name.endswith(ending)), "")
+    try:
+        return layout.Level.parse(name.removesuffix(ending)).key if ending else None
+    except UserError:
+        return None
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 from stages.restore import outputs_kept
 
 INTERRUPTED = 130
+CANNOT_WRITE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
+"""Of an `OSError`: the place that was named cannot be written, which is no bug of ours."""
 GO_ON = "interrupted: finished stages are kept; run the same command to go on"
 
 
@@ -30,6 +42,10 @@ def command(main: Callable[..., None], *, interrupted: str = GO_ON) -> Callable[
 
     @functools.wraps(main)
     def run(*args: object, **kwargs: object) -> None:
+        if "DVC_STAGE" in os.environ:
+            # Termination and a closed terminal too end a stage in good order: its outputs have to be put back.
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.default_int_handler)
         try:
             with outputs_kept():
                 main(*args, **kwargs)
@@ -42,7 +58,7 @@ def command(main: Callable[..., None], *, interrupted: str = GO_ON) -> Callable[
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            if error.errno not in CANNOT_WRITE:
                 raise
             _stop(f"error: cannot write {error.filename or 'output'}: {error.strerror}", 1)
 

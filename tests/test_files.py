@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,21 @@ def test_no_machine_path_in_the_tree():
     root = Path(__file__).parents[1]
     for file in [*root.glob("stages/**/*.py"), *root.glob("docs/*.md"), *root.glob("*.y*ml"), root / "Makefile"]:
         assert str(root) not in file.read_text(encoding="utf-8"), file
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_whatever_stops_a_stage_is_cleaned_up_after(number, monkeypatch, capsys):
+    kept = [(one, signal.getsignal(one)) for one in (signal.SIGTERM, signal.SIGHUP)]
+    monkeypatch.setenv("DVC_STAGE", "none")
+
+    def stopped() -> None:
+        os.kill(os.getpid(), number)
+        signal.pause()
+
+    try:
+        with pytest.raises(SystemExit) as ended:
+            command(stopped)()
+    finally:
+        for one, handler in kept:
+            signal.signal(one, handler)
+    assert ended.value.code == 130 and "interrupted" in capsys.readouterr().err

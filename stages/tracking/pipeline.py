@@ -180,8 +180,11 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested params; a list is a value."""
-    if isinstance(values, dict):
+    """Dotted names and values of nested params; a list is a value, and so is what has keys that are no names.
+
+    The patterns of `prune.layers` are such keys, which MLflow refuses in the name of a param.
+    """
+    if isinstance(values, dict) and all(part.isidentifier() for name in values for part in str(name).split(".")):
         for name, value in values.items():
             yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
     else:

@@ -195,3 +195,14 @@ def test_a_folder_has_the_md5_that_dvc_gives_it(tmp_path: Path) -> None:
     (tmp_path / "own/b-c").write_text("2\n")
     assert md5_of(tmp_path, "own") == "a0b2188fe747f012c065662de137c83a.dir"  # by DVC 3.67
     assert md5_of(tmp_path, "none") == ""
+
+
+def test_a_mapping_by_patterns_is_one_param():
+    from stages.tracking.content import as_text
+    from stages.tracking.pipeline import leaves
+
+    values = {"prune": {"scope": "layer", "layers": {"decoder.*.crossattention.*": 0, "encoder.*": 0.9}}}
+    assert {name: as_text(value) for name, value in leaves(values)} == {
+        "prune.scope": "layer",
+        "prune.layers": '{"decoder.*.crossattention.*": 0, "encoder.*": 0.9}',
+    }
