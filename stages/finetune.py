@@ -5,8 +5,8 @@
 
 In:  outputs/models/baseline, outputs/models/pruned/KEY, outputs/data/{train,validation}.parquet; params
      `finetune`, `prune`, `runtime`.
-Out: outputs/models/finetuned/KEY, a plain transformers folder with masks.safetensors beside the weights;
-     outputs/metrics/finetune/KEY.json, KEY.layers.csv and KEY.curve.csv.
+Out: outputs/models/finetuned/KEY, a plain transformers folder with masks.safetensors beside the weights, or one
+     without the zeros (`finetune.storage`); outputs/metrics/finetune/KEY.json, KEY.layers.csv and KEY.curve.csv.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _holder(
     """What holds the sparsity: with the masks of the prune stage, or such as the plan has it choose."""
     from stages.bitmasks import MASKS_FILE, Masks
     from stages.pruning import changes, criterion, engine, masks
-    from stages.training.calibration import sample
+    from stages.training.calibration import context
     from stages.training.movement import LearnMasks
     from stages.training.sparsity import HoldMasks
 
@@ -111,20 +111,15 @@ def _holder(
         if not plan:
             first_masks = Masks.load(pruned / MASKS_FILE)
             masks.check_fits(first_masks, described.weights, pruned)
-    seed, rules = settings.runtime.seed, settings.prune
-    context = criterion.Context(
-        model=generator.model,
-        matrices=described.matrices,
-        batches=sample(generator, training.sources, training.targets, rules.calibration, seed),
-        seed=seed,
-        settings=getattr(rules, level.method),
-    )
+    rules = settings.prune
+    pairs = (training.sources, training.targets)
+    looked_at = context(generator, described.matrices, pairs, rules, level.method, settings.runtime.seed)
 
     def choose(sparsity: float, held: Masks) -> Masks:
-        return engine.choose(context, chosen, sparsity, rules, held=held, progress=sparsity / level.sparsity)
+        return engine.choose(looked_at, chosen, sparsity, rules, held=held, progress=sparsity / level.sparsity)
 
     def choose_by(sparsity: float, scores: Mapping[str, Tensor] | None) -> Masks:
-        learning = replace(context, learnt=scores)
+        learning = replace(looked_at, learnt=scores)
         return engine.choose(learning, chosen, sparsity, rules, progress=sparsity / level.sparsity)
 
     if chosen.learn:

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from stages.evaluation.loss import mean_loss
     from stages.models import anatomy, checkpoint
     from stages.pruning import changes, criterion, engine, masks, report
-    from stages.training.calibration import sample
+    from stages.training.calibration import context
 
     training = read_pairs(layout.DATA / "train.parquet")
     validation = read_pairs(layout.DATA / "validation.parquet")
@@ -49,17 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = criterion.find(level.method)
     before = changes.fingerprints(generator.model) if chosen.changes_weights else {}
 
+    rules = settings.prune
+    engine.check(described.matrices, level.sparsity, rules)
     if chosen.shrink:
         _penalise(generator, described, chosen, level.method, settings, training, validation, before)
-    seed, rules = settings.runtime.seed, settings.prune
-    context = criterion.Context(
-        model=generator.model,
-        matrices=described.matrices,
-        batches=sample(generator, training.sources, training.targets, rules.calibration, seed),
-        seed=seed,
-        settings=getattr(rules, level.method),
-    )
-    chosen_masks = engine.choose(context, chosen, level.sparsity, rules)
+    pairs = (training.sources, training.targets)
+    looked_at = context(generator, described.matrices, pairs, rules, level.method, settings.runtime.seed)
+    chosen_masks = engine.choose(looked_at, chosen, level.sparsity, rules)
     with replacing(layout.pruned_folder(level.key)) as folder:
         folder.mkdir()
         chosen_masks.save(folder / MASKS_FILE)

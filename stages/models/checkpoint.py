@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     EncoderDecoderModel,
+    GenerationConfig,
     PreTrainedModel,
 )
 from transformers.tokenization_utils_base import LARGE_INTEGER
@@ -31,7 +32,7 @@ from stages.bitmasks import MASKS_FILE, Masks
 from stages.errors import UserError
 from stages.files import replacing
 from stages.models import sparse
-from stages.models.sharing import share_sides, unshared_state
+from stages.models.sharing import copies, share_sides, unshared_state
 
 Kind = Literal["encoder_decoder", "seq2seq", "causal"]
 IGNORED = -100
@@ -142,10 +143,7 @@ def load(folder: Path | str) -> Generator:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no checkpoint (config.json is missing): run `dvc repro` or `dvc pull`")
     config = load_config(str(folder))
-    if sparse.is_sparse(folder):
-        model = sparse.load(folder, config)
-    else:
-        model = load_model(str(folder), auto_class(config), config=config)
+    model = load_model(str(folder), auto_class(config), config=config)
     tokenizer = load_tokenizer(str(folder))
     generated = model.generation_config.max_new_tokens
     if generated is None:
@@ -194,7 +192,7 @@ def save(
         if masks:
             masks.save(partial / MASKS_FILE)
             if storage == "sparse":
-                sparse.compress(partial, masks)
+                sparse.compress(partial, masks, copies(model))
 
 
 def auto_class(config: Any) -> Any:
@@ -245,6 +243,8 @@ def load_tokenizer(origin: str) -> Any:
 def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str] = ()) -> PreTrainedModel:
     """The model at a local folder or hub id, from safetensors only, in fp32; with its sides shared if they were.
 
+    A local folder may also be one without zeros, see `stages.models.sparse`.
+
     Args:
         origin: local folder or hub id.
         auto: `transformers` class to load it with.
@@ -257,24 +257,29 @@ def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str
     _check_safe(origin, config)
     model, report = _reading(
         origin,
-        lambda: auto.from_pretrained(
+        lambda: _from_pretrained(
             origin,
+            auto,
             config=config,
             dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         ),
     )
     for name, found, wanted in sorted(report["mismatched_keys"]):
-        raise UserError(f"{origin}: {name} is {_by(found)}, its config asks for {_by(wanted)}: they must agree")
+        raise UserError(f"{origin}: {name} is {by(found)}, its config asks for {by(wanted)}: they must agree")
     missing = sorted(k for k in report["missing_keys"] if not any(part in k for part in new_weights))
     if missing:
         raise UserError(f"{origin} lacks {len(missing)} weights of the model, such as {missing[0]}")
     if getattr(config, "share_weights", False):
         share_sides(model)
     return model
+
+
+def skeleton(auto: Any, config: Any) -> PreTrainedModel:
+    """The model that a config describes, as its class is and with its shapes, without weights."""
+    with torch.device("meta"):
+        return auto.from_config(config) if hasattr(auto, "from_config") else auto(config)
 
 
 def vocabulary_size(tokenizer: Any) -> int:
@@ -285,6 +290,17 @@ def vocabulary_size(tokenizer: Any) -> int:
 def sides(model: Any) -> tuple[Any, ...]:
     """The models with embeddings of their own: encoder and decoder of an encoder-decoder of two, else the model."""
     return (model.encoder, model.decoder) if isinstance(model, EncoderDecoderModel) else (model,)
+
+
+def _from_pretrained(origin: str, auto: Any, *, config: Any, **options: Any) -> Any:
+    folder = Path(origin)
+    if not sparse.is_sparse(folder):
+        return auto.from_pretrained(origin, config=config, use_safetensors=True, trust_remote_code=False, **options)
+    cls: Any = type(skeleton(auto, config))
+    generation = GenerationConfig.from_pretrained(origin) if cls.can_generate() else None
+    return cls.from_pretrained(
+        None, config=config, state_dict=sparse.state(folder), generation_config=generation, **options
+    )
 
 
 def _check_belongs(tokenizer: Any, model: Any, folder: Path) -> None:
@@ -339,7 +355,8 @@ def one_line(error: Exception) -> str:
     return f"{said} is not known" if isinstance(error, KeyError) else said
 
 
-def _by(shape: Sequence[int]) -> str:
+def by(shape: Sequence[int]) -> str:
+    """A shape as an error spells it."""
     return " x ".join(map(str, shape))
 
 

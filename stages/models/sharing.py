@@ -35,10 +35,21 @@ def share_sides(model: Any) -> None:
     model.config.share_weights = True
 
 
+def copies(model: Any) -> dict[str, str]:
+    """Names of the decoder under which `unshared_state` repeats a parameter, each with the encoder's name for it."""
+    if not getattr(model.config, "share_weights", False):
+        return {}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    first = {id(parameter): name for name, parameter in reversed(named.items()) if name.startswith("encoder.")}
+    return {name: first[id(p)] for name, p in named.items() if name.startswith("decoder.") and id(p) in first}
+
+
 def unshared_state(model: nn.Module) -> dict[str, Tensor] | None:
     """A state dict in which shared sides are copied apart, or None if they are not shared."""
-    if not getattr(model.config, "share_weights", False):
+    repeated = copies(model)
+    if not repeated:
         return None
-    return {
-        name: tensor.clone() if name.startswith("decoder.") else tensor for name, tensor in model.state_dict().items()
-    }
+    state = model.state_dict()
+    # What the decoder ties in itself, as embeddings and head, stays tied: one copy each.
+    apart = {state[name].data_ptr(): state[name].clone() for name in repeated}
+    return {name: apart[tensor.data_ptr()] if name in repeated else tensor for name, tensor in state.items()}

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from stages.errors import UserError
 
+_OTHERS = ""
+"""Name of the others together; no matrix has it."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -21,14 +24,25 @@ class Budget:
     others: list[str]
 
 
-def divide(sizes: Mapping[str, int], sparsity: float, layers: Mapping[str, float]) -> Budget:
+def divide(
+    sizes: Mapping[str, int],
+    sparsity: float,
+    layers: Mapping[str, float],
+    gone: Mapping[str, int] | None = None,
+    *,
+    unit: str = "weights",
+) -> Budget:
     """Divide round(sparsity * n) units between the matrices with a sparsity of their own and the others.
+
+    Of a total of none nothing is pruned, whatever the layers are to lose.
 
     Args:
         sizes: units of every eligible matrix, n of them in all.
         sparsity: to reach over all of them, in [0, 1).
         layers: sparsity of the matrices whose names match a pattern (`*` and `?` as in a shell); the first that
             matches counts, 0 protects.
+        gone: units of each matrix that are pruned already, which stay so; none if None.
+        unit: what an error calls them.
 
     Raises:
         UserError: a pattern matches nothing, or the others cannot make up for what is given.
@@ -38,16 +52,22 @@ def divide(sizes: Mapping[str, int], sparsity: float, layers: Mapping[str, float
             raise UserError(f"prune.layers: {pattern} matches no eligible matrix; one is {next(iter(sizes))}")
     total = round(sparsity * sum(sizes.values()))
     own = {name: _first_match(name, layers) for name in sizes}
-    fixed = {name: round(share * sizes[name]) for name, share in own.items() if share is not None}
-    others = [name for name in sizes if name not in fixed]
-    rest = total - sum(fixed.values())
+    shares = {name: share if total else 0.0 for name, share in own.items() if share is not None}
+    others = [name for name in sizes if name not in shares]
     room = sum(sizes[name] for name in others)
-    if not 0 <= rest <= room:
+    rest = total - sum(share * sizes[name] for name, share in shares.items())
+    if not -1 < rest < room + 1:  # the total is a whole number, the shares of the layers need not be
         raise UserError(
-            f"prune.layers: a sparsity of {sparsity:g} is {total} weights, those layers lose {sum(fixed.values())} and "
+            f"prune.layers: a sparsity of {sparsity:g} is {total} {unit}, those layers lose {round(total - rest)} and "
             f"the others have {room}: choose other shares, or another sparsity"
         )
-    return Budget(fixed, rest, others)
+    # The others together are one more matrix, so that what rounding leaves finds room, and nothing has to come back.
+    pools = {name: sizes[name] for name in shares} | {_OTHERS: room}
+    shares[_OTHERS] = min(max(rest / room, 0.0), 1.0) if room else 0.0
+    gone = gone or dict.fromkeys(sizes, 0)
+    least = {name: gone[name] for name in pools if name != _OTHERS} | {_OTHERS: sum(gone[name] for name in others)}
+    counts = apportion(total, pools, shares, least)
+    return Budget(rest=counts.pop(_OTHERS), fixed=counts, others=others)
 
 
 def apportion(

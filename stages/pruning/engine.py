@@ -44,24 +44,49 @@ def choose(
     Raises:
         UserError: a score is NaN, or the rules cannot be met.
     """
-    pattern = patterns.parse(rules.pattern)
+    pattern, matrices = patterns.parse(rules.pattern), context.matrices
+    sizes, gone = _sizes(matrices, pattern), _gone(matrices, pattern, held)
+    planned = _planned(matrices, pattern, sizes, sparsity, rules, gone, progress)
     scope = getattr(context.settings, "scope", rules.scope)
-    matrices = context.matrices
-    sizes = {name: matrix.weight.numel() // pattern.size for name, matrix in matrices.items()}
-    planned = budget.divide(sizes, sparsity, {name: share * progress for name, share in rules.layers.items()})
-
     if criterion.importance and scope == "global":
-        mean = planned.rest / max(sum(sizes[name] for name in planned.others), 1)
-        fixed = planned.fixed
-        _check(pattern, matrices, {n: fixed[n] / max(sizes[n], 1) if n in fixed else mean for n in sizes})
         return _across(criterion.importance(context), matrices, pattern, planned, held)
 
-    counts = planned.fixed | _spread(context, planned, sizes, rules, _gone(matrices, pattern, held))
+    counts = planned.fixed | _spread(context, planned, sizes, rules, gone)
     _check(pattern, matrices, {name: counts[name] / max(sizes[name], 1) for name in sizes})
     if criterion.layerwise:
         return prune_in_order(context, criterion.layerwise, counts, pattern, held)
     assert criterion.importance is not None
     return _each(criterion.importance(context), matrices, pattern, counts, held, rows=scope == "row")
+
+
+def check(matrices: Mapping[str, Matrix], sparsity: float, rules: Prune) -> None:
+    """Find out, before anything is computed, whether the rules can be met.
+
+    What scores decide, as `allocation: owl` lets them, is found out by `choose` alone.
+
+    Raises:
+        UserError: they cannot.
+    """
+    pattern = patterns.parse(rules.pattern)
+    _planned(matrices, pattern, _sizes(matrices, pattern), sparsity, rules, _gone(matrices, pattern, None), 1.0)
+
+
+def _planned(
+    matrices: Mapping[str, Matrix],
+    pattern: Pattern,
+    sizes: Mapping[str, int],
+    sparsity: float,
+    rules: Prune,
+    gone: Mapping[str, int],
+    progress: float,
+) -> budget.Budget:
+    layers = {name: share * progress for name, share in rules.layers.items()}
+    unit = "weights" if pattern.size == 1 else f"blocks of {rules.pattern}"
+    planned = budget.divide(sizes, sparsity, layers, gone, unit=unit)
+    mean = planned.rest / max(sum(sizes[name] for name in planned.others), 1)
+    fixed = planned.fixed
+    _check(pattern, matrices, {n: fixed[n] / max(sizes[n], 1) if n in fixed else mean for n in sizes})
+    return planned
 
 
 def _each(
@@ -126,6 +151,11 @@ def _spread(
         mean = planned.rest / sum(others.values())
         shares = budget.outlier_shares({n: ratios[n] for n in others}, others, mean, rules.owl.spread)
     return budget.apportion(planned.rest, others, shares, gone)
+
+
+def _sizes(matrices: Mapping[str, Matrix], pattern: Pattern) -> dict[str, int]:
+    """Units of each matrix."""
+    return {name: matrix.weight.numel() // pattern.size for name, matrix in matrices.items()}
 
 
 def _gone(matrices: Mapping[str, Matrix], pattern: Pattern, held: Masks | None) -> dict[str, int]:

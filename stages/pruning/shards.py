@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from stages.bitmasks import Masks
 from stages.errors import UserError
 from stages.files import replacing
 from stages.models import anatomy
-from stages.models.checkpoint import auto_class, load_config
+from stages.models.anatomy import Matrix
+from stages.models.checkpoint import auto_class, by, load_config, skeleton
+from stages.models.sharing import copies, share_sides
 from stages.params import Prune
 from stages.pruning import engine
 from stages.pruning.criterion import Context, Criterion
@@ -28,6 +31,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 """Files that hold weights; of those beside the safetensors, which stay dense, none is copied."""
+FLOATING = ("F64", "F32", "F16", "BF16")
+"""Types of weights that can be ranked by magnitude and set to zero."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +60,34 @@ class Shards:
         self.folder = folder
         try:
             if (folder / INDEX).is_file():
-                self.files: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+                index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+                self.files: dict[str, str] = {str(name): str(shard) for name, shard in index.items()}
             else:
                 with safe_open(folder / SINGLE, framework="pt") as file:
                     self.files = dict.fromkeys(file.keys(), SINGLE)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
             raise UserError(
                 f"{folder} has no readable safetensors ({error}): convert the weights to safetensors"
             ) from None
-        if strange := [
-            name for name in set(self.files.values()) if Path(name).name != name or Path(name).suffix != ".safetensors"
-        ]:
-            raise UserError(f"{folder / INDEX} points to {strange[0]}, which is no safetensors file beside it")
+        for shard in sorted(set(self.files.values())):
+            if Path(shard).name != shard or Path(shard).suffix != ".safetensors":
+                raise UserError(f"{folder / INDEX} points to {shard}, which is no safetensors file beside it")
+            with self._open(shard) as file:
+                held = set(file.keys())
+            if lost := [name for name, at in self.files.items() if at == shard and name not in held]:
+                raise UserError(
+                    f"{folder / shard} lacks {lost[0]}, which {INDEX} says it has: fetch the checkpoint again"
+                )
 
     def __getitem__(self, name: str) -> Tensor:
         with self._open(self.files[name]) as file:
             return file.get_tensor(name)
+
+    def kind(self, name: str) -> tuple[torch.Size, str]:
+        """Shape and type of a tensor, the type as safetensors spell it, without reading it."""
+        with self._open(self.files[name]) as file:
+            tensor = file.get_slice(name)
+            return torch.Size(tensor.get_shape()), tensor.get_dtype()
 
     def of(self, shard: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         """All tensors of one file, and its metadata."""
@@ -93,11 +110,11 @@ def prune_folder(source: Path, target: Path, sparsity: float, rules: Prune) -> O
     model = _skeleton(source)
     shards = Shards(source)
     matrices = anatomy.describe(model).matrices
-    if missing := [name for name in matrices if name not in shards.files]:
-        raise UserError(f"{source} names its weights in another way than the model: there is no {missing[0]}")
+    _check(shards, matrices)
     scores = Scores(matrices, lambda name: shards[name].abs())
     context = Context(model, matrices, list, 0, None)
     masks = engine.choose(context, Criterion(lambda _: scores), sparsity, rules)
+    repeated = copies(model)
     with replacing(target) as partial:
         partial.mkdir()
         for file in source.iterdir():
@@ -105,22 +122,40 @@ def prune_folder(source: Path, target: Path, sparsity: float, rules: Prune) -> O
                 shutil.copy(file, partial / file.name)
         for shard in sorted(set(shards.files.values())):
             tensors, metadata = shards.of(shard)
-            _apply(tensors, masks)
+            _apply(tensors, masks, repeated)
             save_file(tensors, partial / shard, metadata=metadata)
     return Outcome(masks.pruned, masks.numel)
 
 
-def _apply(tensors: Mapping[str, Tensor], masks: Masks) -> None:
+def _check(shards: Shards, matrices: Mapping[str, Matrix]) -> None:
+    """Check that the weights are there, as the config describes them, and are numbers that have a magnitude."""
+    for name, matrix in matrices.items():
+        if name not in shards.files:
+            raise UserError(f"{shards.folder} names its weights in another way than the model: there is no {name}")
+        shape, kind = shards.kind(name)
+        wanted = matrix.weight.shape
+        if shape != wanted:
+            raise UserError(
+                f"{shards.folder}: {name} is {by(shape)}, its config asks for {by(wanted)}: they must agree"
+            )
+        if kind not in FLOATING:
+            raise UserError(f"{shards.folder}: {name} is {kind}: prune the checkpoint that it was quantised from")
+
+
+def _apply(tensors: Mapping[str, Tensor], masks: Masks, repeated: Mapping[str, str]) -> None:
+    """Set to zero what the masks do not keep, in the copies of shared weights as well."""
     for name, tensor in tensors.items():
-        if name in masks:
-            tensor.masked_fill_(~masks[name], 0.0)
+        chosen = repeated.get(name, name)
+        if chosen in masks:
+            tensor.masked_fill_(~masks[chosen], 0.0)
 
 
-def _skeleton(folder: Path) -> nn.Module:
+def _skeleton(folder: Path) -> PreTrainedModel:
     """The model that a folder's config describes, without weights."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no checkpoint: config.json is missing")
     config = load_config(str(folder))
-    cls = auto_class(config)
-    with torch.device("meta"):
-        return cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+    model = skeleton(auto_class(config), config)
+    if getattr(config, "share_weights", False):
+        share_sides(model)
+    return model

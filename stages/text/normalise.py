@@ -26,17 +26,26 @@ _CONTROL = re.compile(
 )
 
 # Only tags that a text picks up on its way through a web page. A delexicalised <name>, <address> or <time> is
-# text, although the last two are HTML as well.
+# text, although the last two are HTML as well. What follows a tag's name has to be attributes: "a <b and c> d" is
+# text. Their number and length are bounded: a text of broken tags takes no time in the square of its length.
+_FLAG = (
+    "async|checked|compact|defer|disabled|download|hidden|ismap|nomodule|noshade|novalidate|nowrap|reversed|selected"
+)
+_ATTRIBUTE = (
+    r"""\s++(?:[a-z_:@][\w:.@-]{0,99}\s*+=\s*+(?:"[^"]{0,4999}"|'[^']{0,4999}'|[^\s"'<>=`]{1,4999}+)"""
+    rf"|(?:{_FLAG})(?=[\s/>]))"
+)
+_REST = rf"(?:{_ATTRIBUTE}){{0,50}}\s*+/?>"
 _UNSEEN_START = re.compile(r"<!--|<(script|style)\b[^<>]*>", re.IGNORECASE)
 _UNSEEN = re.compile(r"<!--.*?-->|<(script|style)\b[^<>]*>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
 _INLINE = re.compile(
     r"</?(?:a|abbr|b|big|cite|code|del|em|font|i|img|ins|kbd|mark|nobr|s|small|span|strike|strong|sub|sup|tt|u)"
-    r"(?:\s[^<>]*)?/?>",
+    + _REST,
     re.IGNORECASE,
 )
 _BLOCK = re.compile(
     r"</?(?:blockquote|body|br|center|dd|div|dl|dt|h[1-6]|head|hr|html|li|ol|p|pre|script|style|table|tbody|td"
-    r"|tfoot|th|thead|tr|ul)(?:\s[^<>]*)?/?>",
+    r"|tfoot|th|thead|tr|ul)" + _REST,
     re.IGNORECASE,
 )
 

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
 
+from stages.models.anatomy import Matrix
 from stages.models.checkpoint import Generator
-from stages.params.prune import Calibration
-from stages.pruning.criterion import Batches
+from stages.params.prune import Calibration, Prune
+from stages.pruning.criterion import Batches, Context
+
+
+def context(
+    generator: Generator,
+    matrices: Mapping[str, Matrix],
+    pairs: tuple[Sequence[str], Sequence[str]],
+    rules: Prune,
+    method: str,
+    seed: int,
+) -> Context:
+    """What a method may look at: the model, a sample of the sources and targets it was trained on, its own params."""
+    return Context(
+        model=generator.model,
+        matrices=matrices,
+        batches=sample(generator, *pairs, rules.calibration, seed),
+        seed=seed,
+        settings=getattr(rules, method),
+    )
 
 
 def sample(

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.errors import UserError
 from stages.pruning import budget, patterns
 from stages.pruning.layerwise import Layer
 
@@ -74,6 +75,47 @@ def test_no_matrix_has_to_bring_weights_back(sizes, shares, data):
         assert sum(counts[-1].values()) == total
     for before, after in pairwise(counts):
         assert all(before[name] <= after[name] <= named[name] for name in named)
+
+
+@pytest.mark.parametrize("others", [True, False])
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    own=st.lists(st.floats(0, 1), min_size=5, max_size=5),
+    steps=st.lists(st.floats(0.01, 1), min_size=1, max_size=6),
+    room=st.floats(0, 0.99),
+)
+def test_layers_with_their_own_sparsity_keep_pace_however_close_the_steps(others, sizes, own, steps, room):
+    """As in gradual fine-tuning: shares and the total grow alike, and nothing has to come back."""
+    named = {str(i): size for i, size in enumerate(sizes)}
+    layers = dict(zip(named, own, strict=False))
+    free = {"free": 7} if others else {}
+    whole = sum(named.values()) + sum(free.values())
+    sparsity = (sum(layers[n] * size for n, size in named.items()) + room * sum(free.values())) / whole
+    gone = dict.fromkeys(named | free, 0)
+    for step in sorted(steps):
+        plan = budget.divide(named | free, sparsity * step, {n: share * step for n, share in layers.items()}, gone)
+        counts = plan.fixed | ({"free": plan.rest} if others else {})
+        assert sum(counts.values()) == round(sparsity * step * whole)
+        assert all(gone[name] <= counts[name] for name in gone)
+        assert all(abs(counts[n] - layers[n] * step * size) < 2 for n, size in named.items())
+        gone = counts
+
+
+def test_of_no_sparsity_no_layer_loses_anything():
+    plan = budget.divide({"a": 10, "b": 10}, 0.0, {"a": 0.9})
+    assert (plan.fixed, plan.rest, plan.others) == ({"a": 0}, 0, ["b"])
+
+
+def test_layers_are_protected_to_the_last_unit():
+    plan = budget.divide({"a": 3, "b": 3, "c": 3}, 0.5, {"a": 0, "b": 0.5, "c": 1.0})
+    assert plan.fixed["a"] == 0 and sum(plan.fixed.values()) == 4
+
+
+@pytest.mark.parametrize(("sparsity", "layers"), [(0.1, {"a": 0.9}), (0.9, {"a": 0.1}), (0.5, {"a": 0.2, "b": 0.2})])
+def test_layers_that_the_others_cannot_make_up_for(sparsity, layers):
+    with pytest.raises(UserError, match=r"prune.layers: .* blocks of 2x2, those layers lose .* choose other shares"):
+        budget.divide({"a": 20, "b": 20}, sparsity, layers, unit="blocks of 2x2")
 
 
 def test_more_pruned_than_is_to_be_is_a_bug():

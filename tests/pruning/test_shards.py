@@ -6,21 +6,22 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from shared import FAMILIES
 
 from stages.errors import UserError
 from stages.models import anatomy, checkpoint
-from stages.models.sharing import unshared_state
+from stages.models.sharing import copies, unshared_state
 from stages.pruning import criterion, engine, masks
-from stages.pruning.shards import prune_folder
+from stages.pruning.shards import Shards, prune_folder
 
 
 @pytest.fixture
 def saved(build_family, tmp_path):
     """`saved(family)`: a generator, and its folder of several shards."""
 
-    def make(family: str):
-        generator = build_family(family)
+    def make(family: str, **changes):
+        generator = build_family(family, **changes)
         folder = tmp_path / "dense"
         checkpoint.save(generator, folder)
         (folder / "model.safetensors").unlink()
@@ -43,6 +44,64 @@ def test_same_as_in_memory(family, saved, settings, tmp_path):
     assert outcome.pruned == chosen.pruned == round(0.6 * chosen.numel)
     loaded = checkpoint.load(tmp_path / "pruned").model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in generator.model.state_dict().items())
+
+
+def test_shared_sides_count_once_and_lose_the_same(saved, settings, tmp_path):
+    generator, folder = saved("bert", share_weights=True)
+    outcome = prune_folder(folder, tmp_path / "pruned", 0.5, settings().prune)
+    eligible = anatomy.describe(generator.model).eligible
+    assert (outcome.pruned, outcome.eligible) == (round(0.5 * eligible), eligible)
+    shards = Shards(tmp_path / "pruned")
+    for copy, original in copies(generator.model).items():
+        if copy in shards.files:
+            assert torch.equal(shards[copy], shards[original]), copy
+
+
+def _changed(folder, name, change):
+    file = folder / Shards(folder).files[name]
+    tensors = load_file(file)
+    tensors[name] = change(tensors[name])
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _index(folder, change):
+    index = folder / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    values["weight_map"] = change(values["weight_map"])
+    index.write_text(json.dumps(values))
+
+
+WEIGHT = "model.encoder.layers.0.fc1.weight"
+
+
+def _narrow(folder):
+    _changed(folder, WEIGHT, lambda weight: weight[:, :8].contiguous())
+
+
+def _elsewhere(files):
+    return {**files, WEIGHT: next(file for file in files.values() if file != files[WEIGHT])}
+
+
+def _nowhere(files):
+    return {name: file for name, file in files.items() if name != WEIGHT}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_narrow, "fc1.weight is 32 x 8, its config asks for 32 x 16"),
+        (lambda folder: _changed(folder, WEIGHT, lambda t: t.to(torch.int8)), "fc1.weight is I8: prune the checkpoint"),
+        (lambda folder: _index(folder, _elsewhere), "lacks model.encoder"),
+        (lambda folder: _index(folder, _nowhere), "names its weights in another way"),
+        (lambda folder: _index(folder, list), "no readable safetensors"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(saved, settings, tmp_path, spoil, message):
+    _, folder = saved("bart")
+    spoil(folder)
+    with pytest.raises(UserError, match=message):
+        prune_folder(folder, tmp_path / "out", 0.5, settings().prune)
+    assert not (tmp_path / "out").exists()
 
 
 def test_from_the_command_line(saved, tmp_path, capsys):
