@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from stages.models import anatomy, checkpoint
     from stages.pruning import criterion, masks, schedules
     from stages.training.loop import total_steps, train
+    from stages.training.lora import adapted
     from stages.training.rewinding import Rewind
 
     training = read_pairs(layout.DATA / "train.parquet")
@@ -69,17 +70,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         callbacks.append(Rewind(generator.model, holder, starts, weights=settings.finetune.rewind == "weights"))
 
     with track("finetune", key, settings) as run:
-        outcome = train(
-            generator,
-            examples,
-            generator.encode(validation.sources, validation.targets),
-            settings.finetune,
-            settings.runtime,
-            layout.SCRATCH / f"finetune-{key}",
-            callbacks=[*callbacks, *run.callbacks()],
-            starts=starts,
-            teacher=_teacher(settings.finetune.distillation),
-        )
+        with adapted(generator.model, described.matrices, holder.masks, settings.finetune.lora):
+            outcome = train(
+                generator,
+                examples,
+                generator.encode(validation.sources, validation.targets),
+                settings.finetune,
+                settings.runtime,
+                layout.SCRATCH / f"finetune-{key}",
+                callbacks=[*callbacks, *run.callbacks()],
+                starts=starts,
+                teacher=_teacher(settings.finetune.distillation),
+            )
         masks.check_held(described.weights, holder.masks)
         if writes_outputs():
             checkpoint.save(generator, layout.model_folder(key), masks=holder.masks, storage=settings.finetune.storage)

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             changes.save(generator.model, folder / changes.WEIGHTS_FILE, before)
     masks.apply(described.weights, chosen_masks)
     metrics = report.counts(generator.model, described) | {
-        "validation_loss": mean_loss(generator, validation.sources, validation.targets, batch_size=128),
+        "validation_loss": mean_loss(generator, validation.sources, validation.targets, batch_size=64),
     }
     report.write_layers(layout.METRICS / "prune" / f"{level.key}.layers.csv", described)
     write_json(layout.metrics_file("prune", level.key), metrics)

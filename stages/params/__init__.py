@@ -16,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from stages.errors import UserError
 from stages.layout import Level
+from stages.params.finetune import Distillation, Lora
 from stages.params.prune import Method, Prune
 from stages.params.section import Fraction, NonNegative, Positive, PositiveFloat, Section, Share, Sparsity
 
@@ -156,19 +157,7 @@ class Train(Optimization):
     """Training of the baseline."""
 
     early_stopping_patience: Positive | None
-
-
-class Distillation(Section):
-    """Learning from the dense baseline."""
-
-    weight: Share
-    temperature: PositiveFloat
-    hidden_weight: NonNegative
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether there is anything to learn from it."""
-        return self.weight > 0 or self.hidden_weight > 0
+    threads: Positive
 
 
 class Finetune(Optimization):
@@ -181,6 +170,13 @@ class Finetune(Optimization):
     refresh_steps: Positive
     storage: Literal["dense", "sparse"]
     distillation: Distillation
+    lora: Lora
+
+    @model_validator(mode="after")
+    def _adapts_fixed_masks(self) -> Finetune:
+        if self.lora.rank and self.schedule != "one_shot":
+            raise ValueError("lora trains under fixed masks: set schedule to one_shot, or lora.rank to 0")
+        return self
 
     @model_validator(mode="after")
     def _rewinds_rounds(self) -> Finetune:

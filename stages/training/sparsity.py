@@ -45,6 +45,7 @@ class HoldMasks(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Apply the first masks."""
         self._refresh(state.global_step)
+        self.apply()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Zero what the optimizer revived."""
@@ -63,7 +64,7 @@ class HoldMasks(TrainerCallback):
     def _refresh(self, step: int) -> None:
         if step in self._plan:
             self._set(self._choose(self._plan[step], self.masks))
-        self.apply()
+            self.apply()
 
     def _set(self, masks: Masks) -> None:
         self.masks = masks

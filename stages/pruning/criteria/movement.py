@@ -33,7 +33,7 @@ from stages.pruning.selection import keep_lowest_out
 
 
 def importance(context: Context) -> Scores:
-    """The scores learnt so far, or those of the first step; infinite for the share that is always kept."""
+    """The scores learnt so far, or those of the first step; the highest there is for the share that is always kept."""
     scores: Mapping[str, Tensor] = context.learnt or mean_over_batches(context, lambda weight, g: -weight * g)
     return Scores(scores, lambda name: _floored(scores[name], context.settings.floor, name))
 
@@ -46,7 +46,9 @@ def learn(scores: Tensor, weight: Tensor, gradient: Tensor) -> None:
 
 def _floored(scores: Tensor, floor: float, name: str) -> Tensor:
     others = scores.numel() - math.ceil(floor * scores.numel())
-    return scores.masked_fill(keep_lowest_out(scores, others, rows=False, name=name), math.inf)
+    # Not infinite: that is for weights which an N:M pattern keeps, before which the floor has to give way.
+    highest = torch.finfo(scores.dtype).max
+    return scores.masked_fill(keep_lowest_out(scores, others, rows=False, name=name), highest)
 
 
 CRITERION = Criterion(importance, learn=learn)
