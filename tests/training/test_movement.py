@@ -21,7 +21,6 @@ from stages.training import calibration
 from stages.training.loop import train
 from stages.training.movement import LearnMasks
 
-
 HIGHEST = torch.finfo(torch.float32).max
 
 
