@@ -11,29 +11,18 @@ from stages.errors import UserError
 from stages.params import Runtime
 
 
-def prepare(runtime: Runtime, *, threads: int | None = None) -> None:
-    """Fix threads and seeds of this process, and keep to kernels whose result does not vary.
-
-    Args:
-        runtime: the params.
-        threads: of the CPU, in place of `runtime.threads`.
-    """
-    threads = threads or runtime.threads
+def prepare(runtime: Runtime) -> None:
+    """Fix threads and seeds of this process, and keep to kernels whose result does not vary."""
     # Importing makes objects by the million that all stay: looking for garbage among them as often as Python does by
     # default takes a sixth of the imports' time, in each of three stages a level.
     gc.set_threshold(100_000, 50, 100)
     atexit.register(gc.freeze)  # at exit Python would look through them twice more, which takes 1.5 s
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
-    if threads > 1:
-        # The threads of OpenMP go to sleep when an operation ends, and waking them takes as long as a small one. Two
-        # threads that wait awake for some 50 microseconds train the default model in 0.77 to 0.95 of one's time, two
-        # that go to sleep in 1.2.
-        os.environ.setdefault("GOMP_SPINCOUNT", "50000")
     import torch
     from transformers import set_seed
     from transformers.utils import logging
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(runtime.threads)
     if torch.cuda.is_available():
         # On a CPU the kernels used here repeat exactly as they are (tests compare the bits), and this switch
         # would load the compiler: a second for every stage of every level.

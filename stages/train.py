@@ -25,7 +25,7 @@ from stages.tracking.live import track
 def main() -> None:
     """Run the stage."""
     settings = params.load("data", "model", "train", "runtime", "tracking")
-    prepare(settings.runtime, threads=settings.train.threads)
+    prepare(settings.runtime)
     _warn_of_unseen(settings.model.checkpoints)
 
     from stages.models import anatomy, checkpoint

@@ -157,7 +157,6 @@ class Train(Optimization):
     """Training of the baseline."""
 
     early_stopping_patience: Positive | None
-    threads: Positive
 
 
 class Finetune(Optimization):
