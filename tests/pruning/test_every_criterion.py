@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
@@ -19,18 +19,10 @@ SCOPES = ["global", "layer", "row"]
 SPARSITY = {"2:4": 0.5, "1:4": 0.75}
 
 
-@pytest.fixture(scope="module")
-def generators() -> dict[str, Any]:
-    """Small generators that are built once: scoring leaves them as they are."""
-    return {}
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_counts_patterns_and_scopes(family, method, build_family, generators, settings):
-    if family not in generators:
-        generators[family] = build_family(family)
-    generator = generators[family]
+def test_counts_patterns_and_scopes(family, method, built, settings):
+    generator = built(family)  # not copied: scoring leaves it as it is
     generator.model.eval()
     batches = [generator.collate(generator.encode(SOURCES, TARGETS))]
     matrices = anatomy.describe(generator.model).matrices

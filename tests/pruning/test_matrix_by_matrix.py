@@ -25,24 +25,16 @@ RULES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def generators() -> dict[str, Any]:
-    """Small generators that are built once."""
-    return {}
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_counts_are_exact_and_what_is_pruned_stays(family, method, build_family, generators, settings):
-    if family not in generators:
-        generators[family] = build_family(family)
+def test_counts_are_exact_and_what_is_pruned_stays(family, method, built, settings):
     for pattern, scope, allocation in RULES:
         if method == "dsnot" and "x" in pattern:
             continue
         knobs = {"scope": scope, **SMALL.get(method, {})}
         rules = {"pattern": pattern, "scope": "layer", "allocation": allocation, method: knobs}
         made = settings(sweep={"sparsity": [0.5]}, prune=rules)
-        _prune_in_steps(copy.deepcopy(generators[family]), method, made.prune)
+        _prune_in_steps(copy.deepcopy(built(family)), method, made.prune)
 
 
 def _prune_in_steps(generator: Any, method: str, rules: params.Prune) -> None:
