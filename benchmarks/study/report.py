@@ -1,0 +1,227 @@
+"""The tables of docs/study.md, from rows. The prose around them is written by hand.
+
+A table stands between two marks, of which the first says which one it is:
+
+    <!-- study: bleu en fine_tuned -->
+    <!-- end -->
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.study.plan import ONE_SHOT, Cell, Plan
+from benchmarks.study.results import Row
+from benchmarks.study.statistics import Estimate, estimate
+from stages.errors import UserError
+from stages.files import replacing
+from stages.layout import DENSE
+
+Rows = Mapping[Cell, Row]
+Measure = Callable[[Row, Row], float]
+"""A figure of a level's row and of its control's, of the same seed."""
+_TABLE = re.compile(r"(<!-- study: (\S+) (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_ABSENT = "–"
+
+
+def rewrite(page: Path, plan: Plan, rows: Rows) -> None:
+    """Put the tables of these rows into a page.
+
+    Raises:
+        UserError: the page is missing, or asks for a table there is none of.
+    """
+    if not page.is_file():
+        raise UserError(f"{page} is missing: it has the prose, and marks where tables go")
+    text = page.read_text(encoding="utf-8")
+    with replacing(page) as partial:
+        partial.write_text(filled(text, plan, rows), encoding="utf-8")
+
+
+def filled(text: str, plan: Plan, rows: Rows) -> str:
+    """A page with its tables made anew.
+
+    Raises:
+        UserError: it asks for a table there is none of.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name, arguments = match[2], match[3].split()
+        if name not in TABLES or not arguments or arguments[0] not in plan.languages:
+            raise UserError(f"{match[1].strip()}: no such table: choose from {', '.join(TABLES)}, then a language")
+        if unknown := [word for word in arguments[1:] if not _is_number(word) and word not in plan.regimes]:
+            raise UserError(f"{match[1].strip()}: {unknown[0]} is no regime of the plan")
+        lines = TABLES[name](plan, rows, *arguments)
+        return match[1] + "".join(f"{line}\n" for line in lines) + match[4]
+
+    return _TABLE.sub(fill, text)
+
+
+def bleu(plan: Plan, rows: Rows, language: str, regime: str) -> list[str]:
+    """BLEU of every method and sparsity under a regime, the control above."""
+    return _by_sparsity(plan, rows, language, regime, lambda row, _: row.bleu, Estimate.show, dense=True)
+
+
+def difference(plan: Plan, rows: Rows, language: str, regime: str) -> list[str]:
+    """BLEU less that of the same seed's control, paired."""
+    return _by_sparsity(
+        plan, rows, language, regime, lambda row, dense: row.bleu - dense.bleu, lambda found: found.show(signed=True)
+    )
+
+
+def slots(plan: Plan, rows: Rows, language: str, regime: str) -> list[str]:
+    """Slot error rate."""
+    return _by_sparsity(
+        plan, rows, language, regime, lambda row, _: row.slot_error_rate, lambda found: found.show(3), dense=True
+    )
+
+
+def kept(plan: Plan, rows: Rows, language: str, *regimes: str) -> list[str]:
+    """Share of the control's BLEU that each method keeps under each regime; paired, mean over seeds of the ratio.
+
+    Controls are lines of their own, with their BLEU.
+    """
+    wanted = [cell for cell in rows if cell.language == language and cell.regime in regimes]
+    sparsities = sorted({cell.sparsity for cell in wanted if cell.method != DENSE})
+    lines = _header(["regime", "method", *(_percent(sparsity) for sparsity in sparsities)], left=2)
+    for regime in regimes:
+        if dense := _over_seeds(plan, rows, Cell(language, 0, DENSE, 0, regime), lambda row, _: row.bleu):
+            lines.append(_line([f"`{regime}`", "dense, BLEU", dense.show(), *[""] * (len(sparsities) - 1)]))
+        for method in _methods(plan, wanted, regime):
+            cells = [Cell(language, 0, method, sparsity, regime) for sparsity in sparsities]
+            found = [_over_seeds(plan, rows, cell, lambda row, dense: row.bleu / dense.bleu) for cell in cells]
+            shown = [one.show(scale=100, unit=" %") if one else _ABSENT for one in found]
+            lines.append(_line([f"`{regime}`", f"`{method}`", *shown]))
+    return lines
+
+
+def validation(plan: Plan, rows: Rows, language: str, sparsity: str, *regimes: str) -> list[str]:
+    """What a choice between regimes looks at, validation BLEU, beside what it comes to on test. Best first."""
+    lines = _header(["regime", "method", "validation BLEU", "test BLEU", "steps"], left=2)
+    found = []
+    for cell in dict.fromkeys(_seedless(cell) for cell in rows):
+        if cell.language == language and cell.sparsity == float(sparsity) and cell.regime in regimes:
+            score = _over_seeds(plan, rows, cell, lambda row, _: row.validation_bleu)
+            test = _over_seeds(plan, rows, cell, lambda row, _: row.bleu)
+            if score and test:
+                steps = next(row.steps for one, row in rows.items() if _seedless(one) == cell)
+                found.append(
+                    (score.mean, [f"`{cell.regime}`", f"`{cell.method}`", score.show(), test.show(), f"{steps}"])
+                )
+    return lines + [_line(cells) for _, cells in sorted(found, key=lambda one: -one[0])]
+
+
+def losses(plan: Plan, rows: Rows, language: str, regime: str, sparsity: str) -> list[str]:
+    """Losses at a sparsity, and the gap between test and training, which overfitting would widen."""
+    measures: list[tuple[str, Measure]] = [
+        ("training", lambda row, _: row.train_loss),
+        ("validation", lambda row, _: row.validation_loss),
+        ("test", lambda row, _: row.loss),
+        ("test − training", lambda row, _: row.loss - row.train_loss),
+        ("… less dense's", lambda row, dense: row.loss - row.train_loss - (dense.loss - dense.train_loss)),
+    ]
+    lines = _header(["method", *(name for name, _ in measures)])
+    share = float(sparsity)
+    wanted = [cell for cell in rows if cell.language == language and cell.sparsity in (share, 0)]
+    for method in [DENSE, *_methods(plan, wanted, regime)]:
+        cell = Cell(language, 0, method, 0 if method == DENSE else share, _regime(plan, method, regime))
+        found = [_over_seeds(plan, rows, cell, measure) for _, measure in measures]
+        shown = [one.show(3) if one else _ABSENT for one in found]
+        if method == DENSE:
+            shown[-1] = ""
+        lines.append(_line([f"`{method}`", *shown]))
+    return lines
+
+
+def cost(plan: Plan, rows: Rows, language: str, regime: str) -> list[str]:
+    """CPU seconds of the prune and finetune stages: medians of all rows, of the former the largest as well.
+
+    Of a method that trains before it prunes only the first sparsity has that training in it: the largest.
+    """
+    lines = _header(["method", "prune, median", "prune, largest", "finetune, median", "rows"])
+    wanted = [cell for cell in rows if cell.language == language]
+    for method in [DENSE, *_methods(plan, wanted, regime)]:
+        own = [rows[c] for c in wanted if c.method == method and c.regime == _regime(plan, method, regime)]
+        if own:
+            prune, tune = sorted(row.prune_seconds for row in own), sorted(row.finetune_seconds for row in own)
+            middle = len(own) // 2
+            shown = [f"{prune[middle]:.0f}", f"{prune[-1]:.0f}", f"{tune[middle]:.0f}", f"{len(own)}"]
+            lines.append(_line([f"`{method}`", *(["", "", *shown[2:]] if method == DENSE else shown)]))
+    return lines
+
+
+TABLES: dict[str, Callable[..., list[str]]] = {
+    "bleu": bleu,
+    "difference": difference,
+    "slots": slots,
+    "kept": kept,
+    "validation": validation,
+    "losses": losses,
+    "cost": cost,
+}
+
+
+def _by_sparsity(
+    plan: Plan,
+    rows: Rows,
+    language: str,
+    regime: str,
+    measure: Measure,
+    show: Callable[[Estimate], str],
+    *,
+    dense: bool = False,
+) -> list[str]:
+    """A line a method, a column a sparsity."""
+    wanted = [cell for cell in rows if cell.language == language and cell.regime == regime]
+    sparsities = sorted({cell.sparsity for cell in wanted if cell.method != DENSE})
+    lines = _header(["method", *(_percent(sparsity) for sparsity in sparsities)])
+    if dense and (control := _over_seeds(plan, rows, Cell(language, 0, DENSE, 0, plan.control(regime)), measure)):
+        name = "baseline" if regime == ONE_SHOT else DENSE
+        lines.append(_line([f"`{name}`", show(control), *[""] * (len(sparsities) - 1)]))
+    for method in _methods(plan, wanted, regime):
+        cells = [Cell(language, 0, method, sparsity, regime) for sparsity in sparsities]
+        found = [_over_seeds(plan, rows, cell, measure) for cell in cells]
+        lines.append(_line([f"`{method}`", *(show(one) if one else _ABSENT for one in found)]))
+    return lines
+
+
+def _over_seeds(plan: Plan, rows: Rows, cell: Cell, measure: Measure) -> Estimate | None:
+    """The mean of a figure over the seeds that both the cell and its control have been made with."""
+    values = []
+    for own, row in rows.items():
+        if _seedless(own) == _seedless(cell):
+            control = rows.get(Cell(own.language, own.seed, DENSE, 0, plan.control(own.regime)))
+            if control is not None:
+                values.append(measure(row, control))
+    return estimate(values)
+
+
+def _methods(plan: Plan, wanted: Sequence[Cell], regime: str) -> list[str]:
+    """Methods with a row of a regime, in the order of the plan."""
+    order = dict.fromkeys(method for block in plan.blocks for method in block.method)
+    return [method for method in order if any(c.method == method and c.regime == regime for c in wanted)]
+
+
+def _regime(plan: Plan, method: str, regime: str) -> str:
+    return plan.control(regime) if method == DENSE else regime
+
+
+def _seedless(cell: Cell) -> Cell:
+    return Cell(cell.language, 0, cell.method, cell.sparsity, cell.regime)
+
+
+def _is_number(word: str) -> bool:
+    return word.replace(".", "", 1).isdigit()
+
+
+def _percent(sparsity: float) -> str:
+    return f"{100 * sparsity:g} %"
+
+
+def _header(names: Sequence[str], left: int = 1) -> list[str]:
+    return [_line(names), "|" + "---|" * left + "--:|" * (len(names) - left)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

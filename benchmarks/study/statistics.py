@@ -1,0 +1,43 @@
+"""Means over training seeds with their intervals."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import t
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds, and half the width of Student's t interval of it; None of one seed, which has none."""
+
+    mean: float
+    half_width: float | None
+    seeds: int
+
+    def show(self, digits: int = 1, *, signed: bool = False, scale: float = 1.0, unit: str = "") -> str:
+        """As in `48.4 ± 1.2 (3)`, the number of seeds in brackets."""
+        sign = "+" if signed else ""
+        text = f"{self.mean * scale:{sign}.{digits}f}{unit}".replace("-", "\N{MINUS SIGN}")
+        if self.half_width is not None:
+            text += f" ± {self.half_width * scale:.{digits}f}"
+        return f"{text} ({self.seeds})"
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """The mean of values that are one a seed, half_width = t(n - 1) * s / sqrt(n); None of none.
+
+    Of differences to the same seed's control this is the paired t interval.
+    """
+    if not values:
+        return None
+    mean, n = statistics.fmean(values), len(values)
+    if n == 1:
+        return Estimate(mean, None, 1)
+    quantile = float(t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    return Estimate(mean, quantile * statistics.stdev(values) / math.sqrt(n), n)
