@@ -1,0 +1,1 @@
+"""Structural pruning: whole layers, attention heads, feed-forward neurons and hidden width, physically removed."""
