@@ -96,10 +96,11 @@ class Store:
         points = self._missing_points(run.info.run_id, curves, set(data.metrics))
         held = {(dataset.dataset.name, dataset.dataset.digest) for dataset in run.inputs.dataset_inputs}
         datasets = [d for d in content.datasets if (d.name, d.md5) not in held]
-        if not (params or tags or metrics or points or datasets):
+        unsaid = run.info.status == "RUNNING" and WRITER not in data.tags  # its maker was killed before it said so
+        if not (params or tags or metrics or points or datasets or unsaid):
             return "up to date"
         self._write(run.info.run_id, params, tags, [*self._finals(metrics), *points], datasets)
-        if not complete:  # a stage has finished since; its own process may have been killed before it said so
+        if unsaid or not complete:  # a stage has finished since; its own process may have been killed likewise
             self.client.set_terminated(run.info.run_id, "FINISHED")
         return "updated"
 

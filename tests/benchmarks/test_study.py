@@ -1,4 +1,4 @@
-"""The study over training seeds: its plan, what is still to be made, intervals and tables."""
+"""The study over training seeds: its plan, intervals, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -36,15 +36,6 @@ def test_one_seed_has_no_interval() -> None:
     assert estimate([]) is None
 
 
-def test_a_control_comes_before_its_levels_and_no_cell_twice() -> None:
-    cells = plan.load(PLAN).cells()
-    assert len(cells) == len(set(cells))
-    loaded = plan.load(PLAN)
-    for place, cell in enumerate(cells):
-        control = Cell(cell.language, cell.seed, "dense", 0, loaded.control(cell.regime))
-        assert cells.index(control) <= place
-
-
 def test_the_plan_has_five_seeds_of_every_criterion_in_two_languages() -> None:
     from typing import get_args
 
@@ -80,42 +71,10 @@ def test_wrong_plans_end_in_one_clear_line(tmp_path: Path, text: str, message: s
         plan.load(tmp_path / "study.yaml")
 
 
-def test_rows_survive_their_file(tmp_path: Path) -> None:
-    path = tmp_path / "study.csv"
-    rows = [row(42, "taylor", 0.9, 48.125), row(1, "dense", 0.0, 50.0)]
-    for one in rows:
-        results.append(path, one)
-    assert results.read(path) == rows
-    path.write_text(path.read_text().replace("48.125", "much"))
-    with pytest.raises(UserError, match="line 2"):
-        results.read(path)
-
-
 def test_rows_of_older_params_are_left_out() -> None:
     """Those of another seed too: a mean is over one setting."""
     rows = [row(42, "taylor", 0.9, 1.0, "old"), row(1, "taylor", 0.9, 2.0, "old"), row(1, "taylor", 0.9, 3.0, "new")]
     assert {cell.seed: found.bleu for cell, found in results.latest(rows).items()} == {1: 3.0}
-
-
-def test_differences_are_paired_by_seed() -> None:
-    """Seeds 1 and 2 lose 1 and 2 BLEU; seed 3 has no control, and so no difference."""
-    rows = [
-        row(1, "dense", 0.0, 50.0),
-        row(2, "dense", 0.0, 40.0),
-        *(row(seed, "taylor", 0.9, bleu) for seed, bleu in ((1, 49.0), (2, 38.0), (3, 10.0))),
-    ]
-    page = "before\n<!-- study: difference en fine_tuned -->\nold\n<!-- end -->\nafter\n"
-    filled = report.filled(page, plan.load(PLAN), results.latest(rows))
-    assert "| `taylor` | \N{MINUS SIGN}1.5 ± 6.4 (2) |" in filled
-    assert "old" not in filled
-    assert filled.startswith("before\n")
-    assert filled.endswith("<!-- end -->\nafter\n")
-    assert report.filled(filled, plan.load(PLAN), results.latest(rows)) == filled
-
-
-def test_a_page_that_asks_for_no_table_is_refused() -> None:
-    with pytest.raises(UserError, match="no such table"):
-        report.filled("<!-- study: nothing en -->\n<!-- end -->\n", plan.load(PLAN), {})
 
 
 def test_the_page_has_the_tables_of_the_rows() -> None:

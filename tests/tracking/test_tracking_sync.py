@@ -123,6 +123,22 @@ def test_what_a_person_deleted_in_a_run_is_put_back(sweep: Sweep, database: Path
     assert len(runs()) == ALL
 
 
+def test_a_run_whose_maker_was_killed_is_finished(sweep: Sweep, database: Path, sync: Sync, runs: Runs) -> None:
+    """MLflow makes runs as RUNNING; before the word that it has ended, a process can die."""
+    from mlflow import MlflowClient
+
+    sync()
+    client = MlflowClient(f"sqlite:///{database}")
+    parent = next(name for name in runs() if name.startswith("multiwoz-"))
+    for name in (parent, "l1-0.9"):
+        client.update_run(runs()[name].info.run_id, status="RUNNING")
+    client.set_tag(runs()["l1-0.9"].info.run_id, "espalier.stage", "finetune")
+    assert sync() == f"{ALL} runs, 1 updated: sqlite:///{database}\n"
+    assert runs()[parent].info.status == "FINISHED"
+    assert runs()["l1-0.9"].info.status == "RUNNING"
+    assert "all up to date" in sync()
+
+
 def test_a_new_parent_takes_its_children_in(sweep: Sweep, database: Path, sync: Sync, runs: Runs) -> None:
     from mlflow import MlflowClient
 
