@@ -1,36 +1,24 @@
-"""Pruning a model block by block, each by the inputs that the pruned blocks before it give.
-
-The calibration batches go through the model once, all of them abreast: each forward pass is a coroutine that stops
-after every block. While all stand there, the block is pruned by what its matrices were seen to take in; then each
-pass computes the block again with what is left of it and goes on to the next. So statistics of one block are held at
-a time, inputs are refreshed as SparseGPT and Wanda have it, and nothing is assumed of what blocks pass to each other.
-"""
+"""Pruning a model block by block, each by the inputs that the pruned blocks before it give."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from greenlet import getcurrent, greenlet
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.bitmasks import Masks
-from stages.errors import UserError
-from stages.models.anatomy import Matrix
 from stages.pruning import quota
 from stages.pruning.criterion import Context
 from stages.pruning.masks import keep_whole
 from stages.pruning.patterns import Pattern
 from stages.pruning.selection import keep_lowest_in_rows_out, keep_lowest_out
 from stages.pruning.statistics import Norms, Statistic
-
-Visit = Callable[[str, dict[str, Statistic]], None]
-"""Called with the name of a block and what was gathered for each of its matrices; may change their weights."""
+from stages.pruning.walk import walk
 
 
 @dataclass
@@ -108,24 +96,28 @@ def prune_in_order(
     Raises:
         UserError: there are no calibration texts, or none reaches a matrix.
     """
-    found: dict[str, Tensor] = {}
+    found = Masks()
 
     def visit(block: str, statistics: dict[str, Statistic]) -> None:
-        for name, statistic in statistics.items():
+        for name in list(statistics):
+            statistic = statistics.pop(name)  # nothing of it is left once its last matrix is pruned
             matrix = context.matrices[name]
             weight = matrix.oriented(matrix.weight.detach())
             already = None if held is None else matrix.oriented(held[name]).to(weight.device)
             rows = context.settings.scope == "row"
             layer = Layer(name, weight, statistic, counts[name], pattern, rows, already, context.settings)
             if not layer.count:
-                found[name] = keep_whole(matrix.weight)
+                found.put(name, keep_whole(matrix.weight))
                 continue
             kept = criterion.prune(layer)
             weight.masked_fill_(~kept, 0.0)
-            found[name] = matrix.oriented(kept).contiguous()
+            found.put(name, matrix.oriented(kept))
 
     walk(context, criterion.statistic, visit)
-    return Masks({name: found[name] for name in context.matrices})
+    masks = Masks()
+    for name in context.matrices:
+        masks.put(name, found[name])
+    return masks
 
 
 @torch.no_grad()
@@ -149,141 +141,3 @@ def outlier_ratios(context: Context, threshold: float) -> dict[str, float]:
 
     walk(context, Norms, visit)
     return ratios
-
-
-@torch.no_grad()
-def walk(context: Context, statistic: Callable[[int, torch.device], Statistic], visit: Visit) -> None:
-    """Take the calibration batches through the model, and call `visit` at every block that has eligible matrices.
-
-    Blocks come in the order in which the model computes them.
-
-    Raises:
-        UserError: there are no calibration texts, or none reaches a matrix.
-    """
-    model: Any = context.model
-    blocks = _blocks(context)
-    batches = list(context.batches())
-    if not batches:
-        raise UserError("no calibration examples: the training split is empty, or prune.calibration.samples is 0")
-    gathering = _Gathering(context.matrices, model, statistic)
-    training = model.training
-    model.eval()
-    try:
-        with ExitStack() as stack:
-            for name, matrices in blocks.items():
-                stack.enter_context(_stopping_after(model.get_submodule(name), name, matrices, gathering))
-            passes = [greenlet(_pass(model, batch, gathering)) for batch in batches]
-            _abreast(passes, lambda block: visit(block, gathering.take(block, blocks[block])), len(blocks))
-    finally:
-        model.train(training)
-
-
-def _blocks(context: Context) -> dict[str, list[Matrix]]:
-    blocks: dict[str, list[Matrix]] = {}
-    for matrix in context.matrices.values():
-        blocks.setdefault(matrix.block, []).append(matrix)
-    return blocks
-
-
-def _pass(model: Any, batch: Mapping[str, Tensor], gathering: _Gathering) -> Callable[[], None]:
-    def run() -> None:
-        gathering.batches[getcurrent()] = batch
-        # Without a cache: every block is computed twice, and would be remembered twice.
-        model(**batch, use_cache=False)
-
-    return run
-
-
-def _abreast(passes: Sequence[greenlet], at_block: Callable[[str], None], count: int) -> None:
-    """Run passes until each stands after the same block, call `at_block` with it, and go on, `count` times in all."""
-    try:
-        for _ in range(count):
-            stands = {one.switch() for one in passes}
-            if len(stands) != 1 or None in stands:
-                raise RuntimeError(f"calibration batches took different ways through the model: {stands}")
-            at_block(stands.pop())
-        for one in passes:
-            one.switch()
-    finally:
-        for one in passes:
-            if not one.dead:
-                one.throw()  # unwinds the forward pass
-
-
-IGNORED = -100
-"""Label of a position that is no token of the target."""
-
-
-class _Gathering:
-    """The statistics of the block that the passes are in."""
-
-    def __init__(
-        self, matrices: Mapping[str, Matrix], model: Any, statistic: Callable[[int, torch.device], Statistic]
-    ) -> None:
-        self.batches: dict[greenlet, Mapping[str, Tensor]] = {}
-        self.memory: set[int] = set()
-        """Where the block's inputs beside the hidden states lie, such as the encoder's states."""
-        self._model = model
-        self._new = statistic
-        self._statistics: dict[str, Statistic] = {}
-
-    def add(self, matrix: Matrix, inputs: Tensor) -> None:
-        """Take in what a matrix is given [batch, length, in]."""
-        weight = matrix.oriented(matrix.weight)
-        found = self._statistics.setdefault(matrix.name, self._new(weight.shape[1], weight.device))
-        real = self._real(matrix, inputs)
-        found.add(inputs.detach()[real].float())
-
-    def take(self, block: str, matrices: Iterable[Matrix]) -> dict[str, Statistic]:
-        """What was gathered since the last call."""
-        found, self._statistics = self._statistics, {}
-        for matrix in matrices:
-            if matrix.name not in found or not found[matrix.name].tokens:
-                raise UserError(f"no calibration text reaches {matrix.name}: protect it with prune.layers")
-        return {matrix.name: found[matrix.name] for matrix in matrices}
-
-    def _real(self, matrix: Matrix, inputs: Tensor) -> Tensor:
-        """Which positions [batch, length] are no padding."""
-        batch = self.batches[getcurrent()]
-        source = batch["attention_mask"].bool()
-        of_source = matrix.side == "encoder" or not self._model.config.is_encoder_decoder
-        if of_source or inputs.data_ptr() in self.memory:
-            return source
-        return batch["labels"] != IGNORED
-
-
-@contextmanager
-def _stopping_after(block: nn.Module, name: str, matrices: Sequence[Matrix], gathering: _Gathering) -> Iterator[None]:
-    """Make a block gather statistics, stop its pass, and compute its output once it goes on."""
-    original = block.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        beside = [*args[1:], *(value for key, value in kwargs.items() if key != "hidden_states")]
-        gathering.memory = {value.data_ptr() for value in beside if isinstance(value, Tensor)}
-        hooks = [
-            _module(block, name, matrix).register_forward_pre_hook(_adder(matrix, gathering)) for matrix in matrices
-        ]
-        try:
-            original(*args, **kwargs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        getcurrent().parent.switch(name)
-        return original(*args, **kwargs)
-
-    block.forward = forward
-    try:
-        yield
-    finally:
-        del block.forward
-
-
-def _adder(matrix: Matrix, gathering: _Gathering) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        gathering.add(matrix, inputs[0])
-
-    return add
-
-
-def _module(block: nn.Module, name: str, matrix: Matrix) -> nn.Module:
-    return block.get_submodule(matrix.name.removeprefix(f"{name}.").removesuffix(".weight"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -67,11 +68,33 @@ class Moments(Norms):
 class Gram:
     """Products of every two input features, summed: X^T X of the inputs X [tokens, inputs]."""
 
+    BANDS = 8
+    """Bands of rows that the matrix is summed in, each from the diagonal on: 9/16 of the work of all of it."""
+
     def __init__(self, inputs: int, device: torch.device) -> None:
         self.tokens = 0
-        self.products = torch.zeros(inputs, inputs, device=device)
+        self._upper = torch.zeros(inputs, inputs, device=device)
+        self._whole = True
+        self.factors: dict[float, Tensor] = {}
+        """Kept by `hessian.shared_factor`, by damping."""
+        self._width = max(math.ceil(inputs / self.BANDS), 64)
 
     def add(self, inputs: Tensor) -> None:
         """See `Statistic`."""
         self.tokens += len(inputs)
-        self.products.addmm_(inputs.T, inputs)
+        self._whole = False
+        for start in range(0, inputs.shape[1], self._width):
+            band = slice(start, start + self._width)
+            self._upper[band, start:].addmm_(inputs[:, band].T, inputs[:, start:])
+
+    @property
+    def products(self) -> Tensor:
+        """The sums, [inputs, inputs], symmetric to the bit."""
+        if not self._whole:
+            for start in range(0, len(self._upper), self._width):
+                stop = start + self._width
+                square = self._upper[start:stop, start:stop]
+                square.copy_(square.triu() + square.triu(1).T)
+                self._upper[stop:, start:stop] = self._upper[start:stop, stop:].T
+            self._whole = True
+        return self._upper

@@ -1,4 +1,4 @@
-"""A single matrix to prune, as a layer-by-layer criterion is given one, and the error it makes."""
+"""A single matrix to prune, as a layer-by-layer criterion is given one, and the error it makes; and a whole model."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shared import ROOT
+from shared import ROOT, SOURCES, TARGETS
 from torch import Tensor
 
 from stages import params
+from stages.models import anatomy
 from stages.pruning import criterion, patterns
 from stages.pruning.layerwise import Layer
+from stages.pruning.statistics import Norms
+from stages.pruning.walk import walk
 
 KNOBS = params.read_yaml(Path(ROOT / "params.yaml"))["prune"]
 
@@ -64,3 +67,20 @@ def correlated(out: int, width: int, tokens: int, seed: int = 0) -> tuple[Tensor
     inputs = noise(tokens, width) + 2 * noise(tokens, width // 4) @ noise(width // 4, width) / (width // 4) ** 0.5
     inputs = (inputs + 0.3) * torch.rand(width, generator=generator) * 2
     return noise(out, width) / width**0.5, inputs
+
+
+def context_of(generator: Any, settings: Any, method: str, batch: int, **rules: Any) -> criterion.Context:
+    """What a criterion looks at of a small generator: the shared pairs, so many a batch."""
+    generator.model.eval()
+    examples = generator.encode(SOURCES, TARGETS)
+    batches = [generator.collate(examples[i : i + batch]) for i in range(0, len(examples), batch)]
+    section = getattr(settings(prune=rules).prune, method)
+    matrices = anatomy.describe(generator.model).matrices
+    return criterion.Context(generator.model, matrices, lambda: batches, 0, section)
+
+
+def gathered(context: criterion.Context, statistic: Any = Norms) -> dict[str, Any]:
+    """What reaches each matrix."""
+    found: dict[str, Any] = {}
+    walk(context, statistic, lambda block, statistics: found.update(statistics))
+    return found

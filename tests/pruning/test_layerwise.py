@@ -6,29 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from shared import FAMILIES, SOURCES, TARGETS
+from layers import context_of, gathered
+from shared import FAMILIES
 from torch import nn
 
 from stages.models import anatomy
 from stages.models.anatomy import Matrix
 from stages.pruning import criterion, engine
-from stages.pruning.layerwise import walk
-from stages.pruning.statistics import Gram, Moments, Norms
-
-
-def context_of(generator: Any, settings: Any, method: str, batch: int, **rules: Any) -> criterion.Context:
-    generator.model.eval()
-    examples = generator.encode(SOURCES, TARGETS)
-    batches = [generator.collate(examples[i : i + batch]) for i in range(0, len(examples), batch)]
-    section = getattr(settings(prune=rules).prune, method)
-    matrices = anatomy.describe(generator.model).matrices
-    return criterion.Context(generator.model, matrices, lambda: batches, 0, section)
-
-
-def gathered(context: criterion.Context, statistic: Any = Norms) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    walk(context, statistic, lambda block, statistics: found.update(statistics))
-    return found
+from stages.pruning.statistics import Gram, Moments
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -26,45 +26,60 @@ from stages.pruning.statistics import Gram
 def prune(layer: Layer) -> Tensor:
     """The mask [out, in]; changes the weights that it keeps."""
     settings = layer.settings
-    factor = hessian.inverse_factor(hessian.damped(layer.statistic, settings.damping, layer.name), layer.name)
+    factor = hessian.shared_factor(layer.statistic, settings.damping, layer.name)
     # Of the loss w^2 / U_jj^2; none where no input ever came.
     sensitivity = factor.diagonal().square().masked_fill(hessian.dead(layer.statistic), math.inf)
 
-    weight = layer.weight.float().clone(memory_format=torch.contiguous_format)
+    weight = layer.weight.float()
     inputs = weight.shape[1]
-    kept = torch.ones_like(weight, dtype=torch.bool)
+    kept = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
     width = math.ceil(settings.block_columns / layer.pattern.columns) * layer.pattern.columns
     for start in range(0, inputs, width):
         block = slice(start, min(start + width, inputs))
-        errors = _prune_block(layer, weight[:, block], kept[:, block], factor[block, block], sensitivity[block], start)
-        weight[:, block.stop :] -= errors @ factor[block, block.stop :]
-    layer.weight.copy_(weight)
+        # As rows, so that what is done to a column is done to numbers that lie together.
+        columns = weight[:, block].T.contiguous()
+        errors = _prune_block(layer, columns, kept[:, block], factor[block, block], sensitivity[block], start)
+        weight[:, block] = columns.T
+        weight[:, block.stop :].addmm_(errors.T, factor[block, block.stop :], alpha=-1)
+    if weight is not layer.weight:
+        layer.weight.copy_(weight)
     return kept
 
 
-def _prune_block(layer: Layer, weight: Tensor, kept: Tensor, factor: Tensor, sensitivity: Tensor, start: int) -> Tensor:
-    """Prune some columns, in place, and return what the columns after them have to make up for.
+TOGETHER = 32
+"""Columns after which those before are made up for in the rest of their block, at once."""
+
+
+def _prune_block(
+    layer: Layer, columns: Tensor, kept: Tensor, factor: Tensor, sensitivity: Tensor, start: int
+) -> Tensor:
+    """Prune some columns, in place, and return what the columns after them have to make up for, [columns, out].
 
     Args:
         layer: the whole matrix.
-        weight: [out, columns], changed.
-        kept: their mask, changed.
+        columns: [columns, out], changed.
+        kept: their mask, [out, columns], changed.
         factor: [columns, columns], of the inverse Hessian.
         sensitivity: [columns], by which squared weights are divided to rank them.
         start: first of the columns.
     """
-    columns = weight.shape[1]
+    count = len(columns)
     # A group is chosen when all before it are done; anything else when the block begins.
-    together = layer.pattern.group if isinstance(layer.pattern, Grouped) else columns
-    errors = torch.zeros_like(weight)
-    for column in range(columns):
-        if column % together == 0:
-            window = slice(column, column + together)
-            kept[:, window] = layer.keep(weight[:, window].square() / sensitivity[window], start + column)
-        lost = weight[:, column].masked_fill(kept[:, column], 0.0)
-        errors[:, column] = lost / factor[column, column]
-        weight[:, column] -= lost
-        weight[:, column + 1 :] -= torch.outer(errors[:, column], factor[column, column + 1 :])
+    together = layer.pattern.group if isinstance(layer.pattern, Grouped) else count
+    step = math.ceil(TOGETHER / together) * together if together < count else TOGETHER
+    errors = torch.empty_like(columns)
+    for first in range(0, count, step):
+        stop = min(first + step, count)
+        for column in range(first, stop):
+            if column % together == 0:
+                window = slice(column, column + together)
+                scores = columns[window].square() / sensitivity[window].unsqueeze(1)
+                kept[:, window] = layer.keep(scores.T, start + column)
+            lost = columns[column].masked_fill(kept[:, column], 0.0)
+            torch.div(lost, factor[column, column], out=errors[column])
+            columns[column] -= lost
+            columns[column + 1 : stop].addr_(factor[column, column + 1 : stop], errors[column], alpha=-1)
+        columns[stop:].addmm_(factor[first:stop, stop:].T, errors[first:stop], alpha=-1)
     return errors
 
 

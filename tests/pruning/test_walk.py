@@ -1,0 +1,193 @@
+"""What the walk through a model spares: statistics, factors and computation that come to the same."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from layers import context_of, correlated, gathered, layer_of
+from shared import FAMILIES
+from torch import Tensor, nn
+
+from stages.models.anatomy import Matrix
+from stages.pruning import criterion, engine, hessian, patterns
+from stages.pruning.layerwise import Layer, Layerwise, prune_in_order
+from stages.pruning.statistics import Gram
+
+QKV = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
+SAME_INPUTS = {  # of each family's last block; what is not named here is alone
+    "bert": [
+        {f"attention.self.{name}" for name in ("query", "key", "value")},
+        {f"crossattention.self.{name}" for name in ("key", "value")},
+    ],
+    "bart": [QKV, {"encoder_attn.k_proj", "encoder_attn.v_proj"}],
+    "llama": [QKV, {"mlp.gate_proj", "mlp.up_proj"}],
+}
+
+
+@pytest.mark.parametrize("family", SAME_INPUTS)
+def test_matrices_with_the_same_inputs_have_one_statistic(family, build_family, settings):
+    context = context_of(build_family(family), settings, "wanda", batch=2)
+    last = list(context.matrices.values())[-1].block
+    found = {n.removeprefix(f"{last}.").removesuffix(".weight"): s for n, s in gathered(context).items() if last in n}
+    groups: dict[int, set[str]] = {}
+    for name, statistic in found.items():
+        groups.setdefault(id(statistic), set()).add(name)
+    assert [names for names in groups.values() if len(names) > 1] == SAME_INPUTS[family]
+
+
+def test_their_hessian_is_inverted_once(build_family, settings, monkeypatch):
+    context = context_of(build_family("llama"), settings, "sparsegpt", batch=2)
+    inverted: list[str] = []
+    invert = hessian.inverse_factor
+
+    def counting(matrix: Tensor, name: str) -> Tensor:
+        inverted.append(name)
+        return invert(matrix, name)
+
+    monkeypatch.setattr(hessian, "inverse_factor", counting)
+    engine.choose(context, criterion.find("sparsegpt"), 0.5, settings().prune)
+    assert len(context.matrices) == 14
+    assert len(inverted) == 8  # before attention, its output, before the gate, after it: of two blocks
+
+
+def test_nothing_is_kept_of_matrices_that_are_done(build_family, settings):
+    context = context_of(build_family("llama"), settings, "sparsegpt", batch=2)
+    seen: list[weakref.ref[Gram]] = []
+    alive: list[int] = []
+
+    def prune(layer: Layer) -> Tensor:
+        seen.append(weakref.ref(layer.statistic))
+        alive.append(len({id(one()) for one in seen if one() is not None}))
+        return layer.keep(layer.weight.abs())
+
+    counts = {name: matrix.weight.numel() // 2 for name, matrix in context.matrices.items()}
+    prune_in_order(context, Layerwise(Gram, prune), counts, patterns.parse("unstructured"), None)
+    assert len(alive) == 14
+    assert set(alive) == {1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_more_is_computed_than_what_is_looked_at(family, build_family, settings):
+    """Of four batches the first finds out where a block's last matrix is; none of them reaches the head."""
+    generator = build_family(family)
+    context = context_of(generator, settings, "wanda", batch=1)
+    last = generator.model.get_submodule(list(context.matrices)[-1].removesuffix(".weight"))
+    calls = {"last": 0, "head": 0}
+
+    def count(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    last.register_forward_hook(count("last"))
+    generator.model.get_output_embeddings().register_forward_hook(count("head"))
+    gathered(context)
+    assert calls == {"last": 1, "head": 0}
+
+
+class Model(nn.Module):
+    """A block of one's own making."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([block])
+        self.config = type("Config", (), {"is_encoder_decoder": False, "model_type": "mine"})()
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
+        return self.layers[0](input_ids)
+
+
+class Maps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other, self.twice = (nn.Linear(2, 2, bias=False) for _ in range(3))
+
+
+def of_texts(block: nn.Module, *texts: list[float]) -> dict[str, Any]:
+    """What reaches the maps of a block, of texts of one token each."""
+    weights = {f"layers.0.{name}.weight": module.weight for name, module in block.named_children()}
+    matrices = {n: Matrix(n, w, False, "unknown", "decoder", "layers.0") for n, w in weights.items()}
+    ones = torch.ones(1, 1, dtype=torch.long)
+    batches = [{"input_ids": torch.tensor([[t]]), "attention_mask": ones, "labels": ones} for t in texts]
+    context = criterion.Context(Model(block).eval(), matrices, lambda: batches, 0, None)
+    return {name.split(".")[2]: statistic for name, statistic in gathered(context).items()}
+
+
+def test_a_block_that_differs_from_text_to_text_is_seen_whole():
+    class Block(Maps):
+        def forward(self, hidden_states: Tensor) -> Tensor:
+            self.first(hidden_states)
+            if bool((hidden_states > 5).any()):
+                self.other(hidden_states)
+            self.twice(hidden_states)
+            self.twice(hidden_states)
+            return self.twice(2 * hidden_states)
+
+    found = of_texts(Block(), [1.0, 2.0], [6.0, 0.0], [0.0, 1.0])
+    assert found["first"].squares.tolist() == [37.0, 5.0] and found["first"].tokens == 3
+    assert found["other"].squares.tolist() == [36.0, 0.0] and found["other"].tokens == 1
+    assert found["twice"].squares.tolist() == [6 * 37.0, 6 * 5.0] and found["twice"].tokens == 9  # 1 + 1 + 2^2
+
+
+def test_what_is_called_again_before_another_does_not_give_it_too_much():
+    class Block(Maps):
+        def forward(self, hidden_states: Tensor) -> Tensor:
+            self.twice(hidden_states)
+            self.twice(3 * hidden_states)
+            return self.first(hidden_states) + self.other(hidden_states.add_(1))
+
+    found = of_texts(Block(), [1.0, 2.0], [6.0, 0.0])
+    assert found["twice"].squares.tolist() == [370.0, 40.0]
+    assert found["first"].squares.tolist() == [37.0, 4.0]
+    assert found["other"].squares.tolist() == [4.0 + 49.0, 9.0 + 1.0]
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+def test_inputs_that_are_the_same_in_one_text_alone_are_refused(left_out):
+    class Block(Maps):
+        def forward(self, hidden_states: Tensor) -> Tensor:
+            self.twice(hidden_states)
+            self.first(hidden_states)
+            if not (hidden_states > 5).any():
+                self.other(hidden_states)
+            elif not left_out:
+                self.other(hidden_states + 1)
+            return hidden_states
+
+    with pytest.raises(RuntimeError, match=r"different ways through the model: the inputs of layers\.0\.other"):
+        of_texts(Block(), [1.0, 2.0], [6.0, 0.0], [0.0, 1.0])
+
+
+def test_products_are_all_of_them_and_symmetric_to_the_bit():
+    """Wider than a band, and looked at in between."""
+    _, inputs = correlated(1, 300, 64)
+    gram = Gram(300, torch.device("cpu"))
+    for batch in inputs.split(16):
+        gram.add(batch)
+        assert torch.equal(gram.products, gram.products.T)
+    torch.testing.assert_close(gram.products, inputs.T @ inputs, rtol=1e-5, atol=1e-3)
+
+
+def test_the_inverse_factor_of_a_hessian_that_is_nearly_singular():
+    """By hand: H = A A^T, A one on the diagonal and minus one above it; then U = A^-1 doubles from column to column.
+
+    H's condition is near 1e17: forming H^-1 and factoring it again is off by 3 % in the first row.
+    """
+    size = 26
+    upper = 2 * torch.eye(size, dtype=torch.float64) - torch.ones(size, size, dtype=torch.float64).triu()
+    factor = hessian.inverse_factor(upper @ upper.T, "m")
+    distance = torch.arange(size) - torch.arange(size).unsqueeze(1)
+    by_hand = torch.where(distance > 0, 2.0 ** (distance - 1), (distance == 0).float())
+    torch.testing.assert_close(factor, by_hand, rtol=1e-6, atol=0)
+
+
+def test_a_shared_factor_is_one_a_damping():
+    dense, inputs = correlated(4, 8, 50)
+    gram = layer_of("sparsegpt", dense, inputs, 16).statistic
+    one, again = (hessian.shared_factor(gram, 0.01, "m") for _ in range(2))
+    assert one is again
+    assert not torch.equal(one, hessian.shared_factor(gram, 0.1, "m"))
