@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from stages.models import anatomy, checkpoint
     from stages.pruning import criterion, masks, schedules
+    from stages.training.checkpoints import Checkpoints
     from stages.training.loop import total_steps, train
     from stages.training.lora import adapted
     from stages.training.rewinding import Rewind
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         starts = schedules.round_starts(settings.finetune, steps)
         callbacks.append(Rewind(generator.model, holder, starts, weights=settings.finetune.rewind == "weights"))
 
+    decisive = (layout.model_folder(layout.BASELINE), settings.prune.model_dump_json())
+    checkpoints = Checkpoints(f"finetune-{key}", params.checkpoint_every(), decisive)
+
     with track("finetune", key, settings) as run:
         with adapted(generator.model, described.matrices, holder.masks, settings.finetune.lora):
             outcome = train(
@@ -81,11 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 callbacks=[*callbacks, *run.callbacks()],
                 starts=starts,
                 teacher=_teacher(settings.finetune.distillation),
+                checkpoints=checkpoints,
             )
         masks.check_held(described.weights, holder.masks)
         if writes_outputs():
             checkpoint.save(generator, layout.model_folder(key), masks=holder.masks, storage=settings.finetune.storage)
             run.log_metrics(_report(key, generator, described, outcome))
+            checkpoints.remove()
 
 
 def _holder(

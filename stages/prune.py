@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rules = settings.prune
     engine.check(described.matrices, level.sparsity, rules)
     if chosen.shrink:
-        _penalise(generator, described, chosen, level.method, settings, training, validation, before)
+        _penalise(generator, described, chosen, level, settings, training, validation, before)
     pairs = (training.sources, training.targets)
     looked_at = context(generator, described.matrices, pairs, rules, level.method, settings.runtime.seed)
     chosen_masks = engine.choose(looked_at, chosen, level.sparsity, rules)
@@ -73,7 +73,7 @@ def _penalise(
     generator: Generator,
     described: Anatomy,
     chosen: Criterion,
-    method: str,
+    level: layout.Level,
     settings: params.Params,
     training: Pairs,
     validation: Pairs,
@@ -85,22 +85,24 @@ def _penalise(
     folder under a hash of all that decides them, and the next ones read them there.
     """
     from stages.pruning import changes
+    from stages.training.checkpoints import Checkpoints
     from stages.training.loop import train
     from stages.training.sparsity import Shrink
 
     assert chosen.shrink is not None
-    penalty = getattr(settings.prune, method)
+    penalty = getattr(settings.prune, level.method)
     optimization = settings.train.model_copy(update={"epochs": penalty.epochs, "learning_rate": penalty.learning_rate})
     name = digest(
         layout.model_folder(layout.BASELINE),
         layout.DATA / "train.parquet",
-        optimization.model_dump_json(),
+        optimization.model_dump_json(exclude={"checkpoint_every"}),
         penalty.model_dump_json(),
         settings.runtime.model_dump_json(),
-        method,
+        level.method,
     )
     kept = layout.SCRATCH / "penalised" / name / changes.WEIGHTS_FILE
     if not kept.is_file():
+        checkpoints = Checkpoints(f"prune-{level.key}", settings.train.checkpoint_every, (name,))
         train(
             generator,
             generator.encode(training.sources, training.targets),
@@ -109,8 +111,10 @@ def _penalise(
             settings.runtime,
             layout.SCRATCH / f"prune-{name}",
             callbacks=[Shrink(described.weights, chosen.shrink, penalty.strength)],
+            checkpoints=checkpoints,
         )
         changes.save(generator.model, kept, before)
+        checkpoints.remove()
     changes.load(generator.model, kept)
 
 

@@ -30,6 +30,7 @@ def main() -> None:
 
     from stages.models import anatomy, checkpoint
     from stages.models.build import build
+    from stages.training.checkpoints import Checkpoints
     from stages.training.loop import train
     from stages.training.report import write_curve
 
@@ -37,6 +38,7 @@ def main() -> None:
     validation = read_pairs(layout.DATA / "validation.parquet")
     generator = build(settings.model, training.sources + training.targets, settings.data.placeholder)
     described = anatomy.describe(generator.model)
+    checkpoints = Checkpoints("train", settings.train.checkpoint_every)
 
     with track("train", layout.BASELINE, settings) as run:
         outcome = train(
@@ -49,6 +51,7 @@ def main() -> None:
             callbacks=run.callbacks(),
             keep_best=True,
             patience=settings.train.early_stopping_patience,
+            checkpoints=checkpoints,
         )
         if not writes_outputs():
             return
@@ -62,6 +65,7 @@ def main() -> None:
         }
         write_curve(layout.METRICS / "train.curve.csv", outcome.curve)
         write_json(layout.metrics_file("train"), metrics)
+        checkpoints.remove()
         run.log_metrics(metrics)
 
 

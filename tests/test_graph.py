@@ -79,6 +79,13 @@ def test_params_are_the_sections_loaded(name):
     assert declared == loaded
 
 
+@pytest.mark.parametrize("name", ["train", "prune"])
+def test_only_the_knob_of_checkpoints_is_no_param(name):
+    """It decides no result, so changing it must not make one again; every other key of `train` does."""
+    declared = {str(entry) for entry in STAGES[name]["params"] if str(entry).startswith("train")}
+    assert declared == {f"train.{key}" for key in params.Train.model_fields} - {"train.checkpoint_every"}
+
+
 def test_every_section_is_loaded_by_some_command():
     text = "".join(file.read_text() for file in (ROOT / "stages").glob("*.py"))
     for section in params.Params.model_fields:

@@ -157,6 +157,7 @@ class Train(Optimization):
     """Training of the baseline."""
 
     early_stopping_patience: Positive | None
+    checkpoint_every: Annotated[int, Field(ge=0)]
 
 
 class Finetune(Optimization):
@@ -321,6 +322,11 @@ def load(*sections: str, path: Path | str = PARAMS_FILE) -> Params:
     if unknown := set(sections) - set(Params.model_fields):
         raise ValueError(f"no such section: {sorted(unknown)}")
     return Params.model_construct(**{name: getattr(params, name) for name in sections})
+
+
+def checkpoint_every() -> int:
+    """`train.checkpoint_every`, which is of every stage that trains, and decides no result of any."""
+    return load("train").train.checkpoint_every
 
 
 def check_method(name: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from stages.errors import UserError
 from stages.models.attention import trained_fast
@@ -23,9 +24,11 @@ from stages.models.sharing import unshared_state
 from stages.params import Optimization, Runtime
 from stages.runtime import autocast_bf16, processes, writes_outputs
 from stages.training.bucketing import StepBucketSampler
+from stages.training.checkpoints import Checkpoints
 from stages.training.distillation import Teacher
 from stages.training.learning_rate import restarting
 from stages.training.progress import ShowProgress
+from stages.training.resuming import Patience, ResumableTrainer, decisive
 
 LOGS_PER_RUN = 40
 """Points of a loss curve."""
@@ -59,8 +62,9 @@ def train(
     teacher: Teacher | None = None,
     keep_best: bool = False,
     patience: int | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Outcome:
-    """Train a generator in place.
+    """Train a generator in place; a run that was killed goes on from its last checkpoint, and ends in the same bits.
 
     Args:
         generator: what to train; left in evaluation mode.
@@ -68,42 +72,45 @@ def train(
         validation: the same, to measure the loss on after each epoch.
         optimization: epochs, batch size, learning rate and so on.
         runtime: seed and precision.
-        scratch: folder for checkpoints; removed after success.
+        scratch: folder for the best weights so far; removed after success.
         callbacks: more Trainer callbacks.
         starts: steps with which the schedule of the learning rate begins, from 0 on: one for each round.
         teacher: what to learn from besides the examples.
         keep_best: end with the weights of the lowest validation loss, not the last ones.
         patience: stop after so many evaluations without a lower validation loss.
+        checkpoints: to keep, and to go on from. Removing them is the caller's, who knows when the result is safe.
 
     Raises:
         UserError: the loss is not finite.
     """
     arguments = _arguments(total_steps(len(examples), optimization), optimization, runtime, scratch, keep_best)
-    stops = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
-    config_before = dict(vars(generator.model.config))
-    progress = ShowProgress()
-    trainer = _Trainer(
-        optimization=optimization,
-        starts=starts,
-        teacher=teacher,
-        model=generator.model,
-        args=arguments,
-        train_dataset=_dataset(examples),
-        eval_dataset=_dataset(validation),
-        data_collator=_collator(generator),
-        compute_loss_func=_token_mean(generator, optimization.label_smoothing, teacher),
-        callbacks=[*callbacks, *stops, _StopOnDivergence(), progress],
-    )
-    trainer.remove_callback(PrinterCallback)
-    longest = max(len(ids) for example in examples for ids in example.values())
-    try:
+    callbacks = [*callbacks, *([Patience(patience)] if patience else [])]
+    store = None
+    if checkpoints and checkpoints.every and processes() == 1:
+        knobs = (optimization.model_dump(exclude={"checkpoint_every"}), runtime, starts, keep_best, patience)
+        parts = decisive(generator.model, callbacks, (examples, validation), *knobs, arguments.bf16)
+        store = checkpoints.of(*parts)
+    if writes_outputs():
+        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    with _config_kept(generator.model), closing(ShowProgress()) as progress:
+        trainer = _Trainer(
+            store=store,
+            every=checkpoints.every if checkpoints else 0,
+            optimization=optimization,
+            starts=starts,
+            teacher=teacher,
+            model=generator.model,
+            args=arguments,
+            train_dataset=_dataset(examples),
+            eval_dataset=_dataset(validation),
+            data_collator=_collator(generator),
+            compute_loss_func=_token_mean(generator, optimization.label_smoothing, teacher),
+            callbacks=[*callbacks, _StopOnDivergence(), progress],
+        )
+        trainer.remove_callback(PrinterCallback)
+        longest = max(len(ids) for example in examples for ids in example.values())
         with trained_fast(generator.model, longest, bf16=arguments.bf16):
-            trainer.train()
-    finally:
-        progress.close()
-    vars(generator.model.config).update(config_before)
-    if "use_cache" not in config_before:  # the Trainer turns the decoding cache off
-        vars(generator.model.config).pop("use_cache", None)
+            trainer.run()
     generator.model.eval()
     final = _final_loss(trainer, keep_best)
     if writes_outputs():
@@ -114,6 +121,16 @@ def train(
         validation_loss=final,
         curve=_curve(trainer.state.log_history),
     )
+
+
+@contextmanager
+def _config_kept(model: PreTrainedModel) -> Iterator[None]:
+    """Have the config after the block as it was before; the Trainer turns the decoding cache off in it."""
+    before = dict(vars(model.config))
+    yield
+    vars(model.config).update(before)
+    if "use_cache" not in before:
+        vars(model.config).pop("use_cache", None)
 
 
 def total_steps(examples: int, optimization: Optimization) -> int:
@@ -156,7 +173,7 @@ def _arguments(
     )
 
 
-class _Trainer(Trainer):
+class _Trainer(ResumableTrainer):
     """The Trainer, with our sampler if batches are to hold like lengths, a schedule for each round, a teacher, and
     sides that share their weights saved as two.
     """

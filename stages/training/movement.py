@@ -59,6 +59,23 @@ class LearnMasks(HoldMasks):
             # The mask hides a pruned weight from the loss: only its score has a gradient.
             weight.grad.masked_fill_(pruned, 0.0)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Masks, scores, and what is under the masks."""
+        scores = {f"score.{name}": tensor for name, tensor in self._scores.items()}
+        return super().state_dict() | scores | {f"under.{name}": tensor for name, tensor in self._under.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `state_dict` gave."""
+        super().load_state_dict(state)
+        for name, tensor in self._under.items():
+            tensor.copy_(state[f"under.{name}"])
+        self._scores = {
+            name: state[f"score.{name}"].to(weight.device)
+            for name, weight in self.weights.items()
+            if f"score.{name}" in state
+        }
+
     @torch.no_grad()
     def _set(self, masks: Masks) -> None:
         for name, weight in self.weights.items():

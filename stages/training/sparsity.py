@@ -44,7 +44,8 @@ class HoldMasks(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Apply the first masks."""
-        self._refresh(state.global_step)
+        if state.global_step == 0:  # a resumed run has had its refresh of the step
+            self._refresh(0)
         self.apply()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -61,12 +62,23 @@ class HoldMasks(TrainerCallback):
         logs["sparsity"] = self.masks.sparsity
         state.log_history[-1]["sparsity"] = logs["sparsity"]
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The masks, for `stages.training.resuming`."""
+        return {f"mask.{name}": mask for name, mask in self.masks.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the masks that `state_dict` gave; weights are as they were then."""
+        self._hold(Masks({name: state[f"mask.{name}"] for name in self.weights}))
+
     def _refresh(self, step: int) -> None:
         if step in self._plan:
             self._set(self._choose(self._plan[step], self.masks))
             self.apply()
 
     def _set(self, masks: Masks) -> None:
+        self._hold(masks)
+
+    def _hold(self, masks: Masks) -> None:
         self.masks = masks
         # Unpacked once, not at every step.
         self._pruned = {name: ~masks[name].to(weight.device) for name, weight in self.weights.items()}
