@@ -80,9 +80,26 @@ def keep_lowest_in_rows_out(scores: Tensor, counts: Tensor, *, name: str) -> Ten
         UserError: a score is NaN; says of which matrix.
     """
     check_numbers(scores, name)
-    ranks = scores.argsort(dim=1, stable=True)
-    place = torch.arange(scores.shape[1], device=scores.device).expand_as(ranks)
-    return torch.empty_like(scores, dtype=torch.bool).scatter_(1, ranks, place >= counts.unsqueeze(1))
+    kept = torch.ones_like(scores, dtype=torch.bool)
+    together = max(CHUNK // max(scores.shape[1], 1), 1)
+    pieces = zip(scores.split(together), counts.split(together), kept.split(together), strict=True)
+    for piece, wanted, keep in pieces:
+        for count in wanted.unique().tolist():
+            if count:
+                rows = wanted == count
+                keep[rows] = _kept_of_rows(piece[rows], count)
+    return kept
+
+
+def _kept_of_rows(scores: Tensor, count: int) -> Tensor:
+    """Mask of what is not among the `count` lowest of each row, at least one. Of each row nothing is sorted."""
+    last = scores.topk(count, dim=1, largest=False, sorted=False).values.amax(dim=1, keepdim=True)
+    keep, ties = scores > last, scores == last
+    below = scores.shape[1] - keep.sum(dim=1) - ties.sum(dim=1)
+    more = below + ties.sum(dim=1) > count
+    if bool(more.any()):  # ties that stay: those behind the first of them
+        keep[more] |= ties[more] & (ties[more].cumsum(dim=1) > (count - below[more]).unsqueeze(1))
+    return keep
 
 
 def over_rows(count: int, rows: int) -> Tensor:

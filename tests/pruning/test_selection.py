@@ -1,0 +1,50 @@
+"""The lowest of each row, against a stable sort, with ties, infinities and counts that differ from row to row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.errors import UserError
+from stages.pruning import selection
+
+
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), values=st.integers(1, 9), seed=st.integers(0, 999))
+def test_rows_lose_what_a_stable_sort_puts_first(rows, columns, values, seed):
+    draws = torch.Generator().manual_seed(seed)
+    some = torch.tensor([-torch.inf, torch.inf, -0.0, 0.0, 1.0, -1.0, 2.0, 0.5, 3.0])[
+        torch.randperm(9, generator=draws)
+    ]
+    scores = some[torch.randint(0, values, (rows, columns), generator=draws)]
+    counts = torch.randint(0, columns + 1, (rows,), generator=draws)
+    order = scores.argsort(dim=1, stable=True)
+    wanted = torch.ones(rows, columns, dtype=torch.bool)
+    for row, count in enumerate(counts.tolist()):
+        wanted[row, order[row, :count]] = False
+    assert torch.equal(selection.keep_lowest_in_rows_out(scores, counts, name="m"), wanted)
+
+
+def test_rows_are_looked_at_in_pieces(monkeypatch):
+    """Memory beside scores and mask is that of a piece; what comes out does not depend on it."""
+    scores = torch.randint(0, 5, (40, 8), generator=torch.Generator().manual_seed(0)).float()
+    counts = selection.over_rows(170, 40)
+    at_once = selection.keep_lowest_in_rows_out(scores, counts, name="m")
+    seen: list[int] = []
+    original = selection._kept_of_rows
+
+    def watching(piece: torch.Tensor, count: int) -> torch.Tensor:
+        seen.append(piece.numel())
+        return original(piece, count)
+
+    monkeypatch.setattr(selection, "CHUNK", 50)
+    monkeypatch.setattr(selection, "_kept_of_rows", watching)
+    assert torch.equal(selection.keep_lowest_in_rows_out(scores, counts, name="m"), at_once)
+    assert max(seen) <= 50 and sum(seen) == scores.numel()
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    scores = torch.tensor([[1.0, torch.nan]])
+    with pytest.raises(UserError, match="importance scores of m are not numbers"):
+        selection.keep_lowest_in_rows_out(scores, torch.tensor([1]), name="m")
