@@ -122,14 +122,17 @@ def _across(
     def units(name: str) -> Tensor:
         return _units(scores[name], matrices[name], pattern, held)
 
-    cut = lowest(Scores(dict.fromkeys(planned.others), units), planned.rest)
+    candidates = sum(pattern.candidates(matrices[name].weight.numel() // pattern.size) for name in planned.others)
+    everything = planned.rest == candidates  # no threshold then: each matrix loses all that it can
+    cut = None if everything else lowest(Scores(dict.fromkeys(planned.others), units), planned.rest)
     masks, met = Masks(), 0
     for name, matrix in matrices.items():
         if planned.fixed.get(name) == 0:
             masks.put(name, keep_whole(matrix.weight))
             continue
-        if name in planned.fixed:
-            kept = keep_lowest_out(units(name), planned.fixed[name], rows=False, name=name)
+        if cut is None or name in planned.fixed:
+            most = pattern.candidates(matrix.weight.numel() // pattern.size)
+            kept = keep_lowest_out(units(name), planned.fixed.get(name, most), rows=False, name=name)
         else:
             kept, met = cut.kept(units(name), met)
         masks.put(name, _expanded(kept, matrix, pattern))

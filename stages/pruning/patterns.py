@@ -41,6 +41,10 @@ class Pattern(Protocol):
         """Scores of the units [rows, units a row] from those of the weights [out, in]."""
         ...
 
+    def candidates(self, units: int) -> int:
+        """How many of a matrix's units can be pruned; the others' scores are infinite."""
+        ...
+
     def expand(self, units: Tensor) -> Tensor:
         """Whether each weight [out, in] is kept, from the same of the units."""
         ...
@@ -59,6 +63,10 @@ class Unstructured:
     def scores(self, scores: Tensor) -> Tensor:
         """The weights' own."""
         return scores
+
+    def candidates(self, units: int) -> int:
+        """All."""
+        return units
 
     def expand(self, units: Tensor) -> Tensor:
         """The units' own."""
@@ -102,10 +110,13 @@ class Grouped:
 
     def scores(self, scores: Tensor) -> Tensor:
         """The weights' own for the candidates, infinite for those that the pattern keeps."""
-        grouped = scores.reshape(scores.shape[0], -1, self.group)
-        order = grouped.argsort(dim=-1, stable=True)
-        kept = order[..., self.group - self.kept :]
-        return grouped.scatter(-1, kept, math.inf).reshape(scores.shape)
+        columns = scores.reshape(-1, self.group).T.contiguous()
+        columns.masked_fill_(_ranks(columns) >= self.group - self.kept, math.inf)
+        return columns.T.reshape(scores.shape)
+
+    def candidates(self, units: int) -> int:
+        """Of each group those that the pattern does not keep."""
+        return units // self.group * (self.group - self.kept)
 
     def expand(self, units: Tensor) -> Tensor:
         """The units' own."""
@@ -137,9 +148,31 @@ class Blocks:
         rows, columns = scores.shape
         return scores.reshape(rows // self.rows, self.rows, columns // self.columns, self.columns).mean(dim=(1, 3))
 
+    def candidates(self, units: int) -> int:
+        """All."""
+        return units
+
     def expand(self, units: Tensor) -> Tensor:
         """Every weight as its block."""
         return units.repeat_interleave(self.rows, dim=0).repeat_interleave(self.columns, dim=1)
+
+
+COMPARED = 16
+"""Groups up to so wide are ranked faster by comparing every two members than by sorting."""
+
+
+def _ranks(columns: Tensor) -> Tensor:
+    """Place of each member of a group [group, groups] from the lowest on; of equal ones the first is before."""
+    group = len(columns)
+    if group > COMPARED:
+        return columns.argsort(dim=0, stable=True).argsort(dim=0)
+    ranks = torch.zeros(columns.shape, dtype=torch.uint8, device=columns.device)
+    for i in range(group):
+        for j in range(i + 1, group):
+            later_is_lower = columns[j] < columns[i]
+            ranks[i] += later_is_lower
+            ranks[j] += ~later_is_lower
+    return ranks
 
 
 def parse(text: str) -> Pattern:

@@ -68,9 +68,19 @@ def keep_lowest_out(scores: Tensor, count: int, *, rows: bool, name: str) -> Ten
     Raises:
         UserError: a score is NaN; says of which matrix.
     """
+    infinite = scores == math.inf
+    if count == scores.numel() - int(infinite.count_nonzero()) and not (rows and _uneven(infinite)):
+        check_numbers(scores, name)
+        return infinite  # nothing else is left to choose, as where a pattern N:M is met
     if not rows:
         return lowest({name: scores}, count).kept(scores, 0)[0]
     return keep_lowest_in_rows_out(scores, over_rows(count, len(scores)).to(scores.device), name=name)
+
+
+def _uneven(infinite: Tensor) -> bool:
+    """Whether rows have more infinite scores than others."""
+    counts = infinite.sum(dim=1)
+    return bool((counts != counts[0]).any())
 
 
 def keep_lowest_in_rows_out(scores: Tensor, counts: Tensor, *, name: str) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.errors import UserError
-from stages.pruning import selection
+from stages.pruning import patterns, selection
 
 
 @given(rows=st.integers(1, 9), columns=st.integers(1, 9), values=st.integers(1, 9), seed=st.integers(0, 999))
@@ -48,3 +48,40 @@ def test_scores_that_are_no_numbers_are_refused():
     scores = torch.tensor([[1.0, torch.nan]])
     with pytest.raises(UserError, match="importance scores of m are not numbers"):
         selection.keep_lowest_in_rows_out(scores, torch.tensor([1]), name="m")
+
+
+@pytest.mark.parametrize("group", [2, 4, 16, 17, 40])
+def test_groups_keep_what_a_stable_sort_puts_last(group):
+    """Of both ways of ranking, with ties."""
+    scores = torch.randint(0, 5, (6, 3 * group), generator=torch.Generator().manual_seed(0)).float()
+    pattern = patterns.parse(f"{group // 2}:{group}")
+    order = scores.reshape(6, 3, group).argsort(dim=-1, stable=True)
+    wanted = scores.reshape(6, 3, group).scatter(-1, order[..., group - group // 2 :], torch.inf).reshape(scores.shape)
+    units = pattern.scores(scores)
+    assert torch.equal(units, wanted)
+    assert pattern.candidates(units.numel()) == int((units != torch.inf).sum())
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_all_that_can_go_goes_without_a_threshold(rows, monkeypatch):
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError("looked for a threshold")
+
+    units = patterns.parse("2:4").scores(torch.rand(6, 8, generator=torch.Generator().manual_seed(0)))
+    with monkeypatch.context() as patch:
+        patch.setattr(selection, "lowest", refuse)
+        patch.setattr(selection, "keep_lowest_in_rows_out", refuse)
+        assert torch.equal(selection.keep_lowest_out(units, 24, rows=rows, name="m"), units == torch.inf)
+    assert int(selection.keep_lowest_out(units, 23, rows=rows, name="m").sum()) == 25
+
+
+def test_rows_that_can_lose_more_than_others_lose_as_many():
+    units = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, torch.inf, torch.inf], [1.0, 2.0, 3.0, torch.inf]])
+    kept = selection.keep_lowest_out(units, 9, rows=True, name="m")
+    assert (~kept).sum(dim=1).tolist() == [3, 3, 3]
+
+
+def test_all_that_can_go_is_still_looked_at_for_numbers():
+    units = torch.tensor([[1.0, torch.nan, torch.inf, torch.inf]])
+    with pytest.raises(UserError, match="importance scores of m are not numbers"):
+        selection.keep_lowest_out(units, 2, rows=False, name="m")
