@@ -7,7 +7,7 @@ KEY is `baseline`, `dense` or a level such as `magnitude-0.5`.
 In: outputs/data/{train,validation,test}.parquet, the checkpoint of KEY and, for timings, of the baseline; for
 every KEY but `dense`, outputs/predictions/dense.parquet for the paired tests.
 Out: outputs/metrics/evaluate/KEY.json, outputs/predictions/KEY.parquet and outputs/benchmark/KEY.json
-(timings, the only output that differs from run to run).
+(timings, the only output that differs from run to run, and what they were taken on).
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dense = layout.predictions_file(layout.DENSE)
     control = None if key == layout.DENSE else read_predictions(dense, "test", test)
 
+    from stages.machine import describe
     from stages.runtime import prepare
 
     prepare(settings.runtime)
@@ -59,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures = _evaluate(key, generator, settings, test=test, validation=validation, control=control)
         write_json(layout.metrics_file("evaluate", key), figures)
         speed = _time(generator, baseline, settings, test) | {"load_seconds": load_seconds}
-        write_json(layout.BENCHMARK / f"{key}.json", speed)
+        # Where it was made goes with what differs from run to run: a level's other outs hold no word of a machine.
+        write_json(layout.BENCHMARK / f"{key}.json", speed | describe(settings.runtime))
         run.log_metrics(figures | speed)
     _show(key, figures, speed, settings.evaluate.confidence)
 

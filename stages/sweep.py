@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
@@ -56,12 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not tasks:
             print("Data and pipelines are up to date.")
             return
-        workers = args.jobs or _workers(settings.runtime.threads)
-        with _board() as show:
+        with board() as show:
             pool = Pool(
                 tasks,
-                workers=workers,
-                memory=_need,
+                workers=args.jobs or workers(settings.runtime.threads),
+                memory=memory_needed,
                 options=["--pull"] if args.pull else [],
                 logs=LOGS,
                 show=show,
@@ -92,16 +91,27 @@ def _tasks(needs: Mapping[str, frozenset[str]], targets: Sequence[str]) -> list[
     for target in targets:
         if target not in needs:
             raise UserError(f"{target} is no stage: `dvc stage list` names them")
-    wanted = _closure(targets, needs) if targets else set(needs)
+    wanted = closure(targets, needs) if targets else set(needs)
     stale = set(json.loads(dvc("status", "--json", *targets, *(["--with-deps"] if targets else []))))
     for name in ordered(needs):
         if needs[name] & stale:
             stale.add(name)
-    todo = sorted((name for name in needs if name in stale & wanted), key=_turn)
-    return [Task(name, needs[name], _key(name)) for name in ordered({name: needs[name] & set(todo) for name in todo})]
+    return tasks_for(needs, stale & wanted)
 
 
-def _closure(targets: Iterable[str], needs: Mapping[str, frozenset[str]]) -> set[str]:
+def tasks_for(needs: Mapping[str, frozenset[str]], stages: Set[str]) -> list[Task]:
+    """These stages in the order in which a pool is to take them.
+
+    Args:
+        needs: what every stage of the project needs, as `graph` gives it.
+        stages: the ones to run.
+    """
+    todo = sorted((name for name in needs if name in stages), key=_turn)
+    return [Task(name, needs[name], _key(name)) for name in ordered({name: needs[name] & stages for name in todo})]
+
+
+def closure(targets: Iterable[str], needs: Mapping[str, frozenset[str]]) -> set[str]:
+    """The targets and all that they need, directly or not."""
     found: set[str] = set()
     left = list(targets)
     while left:
@@ -126,7 +136,7 @@ def _turn(name: str) -> float:
         return 0.0
 
 
-def _workers(threads: int) -> int:
+def workers(threads: int) -> int:
     """As many stages as the cores have room for; one at a time on a GPU, which they would share."""
     import torch
 
@@ -136,7 +146,7 @@ def _workers(threads: int) -> int:
     return max(1, cores // threads)
 
 
-def _need() -> int:
+def memory_needed() -> int:
     """Bytes of memory that a level is thought to take."""
     folder = layout.model_folder(layout.BASELINE)
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
@@ -158,7 +168,7 @@ def _alone() -> Iterator[None]:
 
 
 @contextmanager
-def _board() -> Iterator[Callable[[Sequence[Task]], None]]:
+def board() -> Iterator[Callable[[Sequence[Task]], None]]:
     """A live table on a terminal; elsewhere a line for each stage that ends."""
     from rich.console import Console
     from rich.live import Live
@@ -188,13 +198,18 @@ def _report(pool: Pool, seconds: float) -> None:
     skipped = [task.name for task in tasks if task.state == "skipped"]
     made = sum(task.state == "done" for task in tasks)
     print(f"{made} stages made in {seconds / 60:.0f} min {seconds % 60:.0f} s", flush=True)
-    for name in failed:
-        print(f"\n{name} failed:", file=sys.stderr)
-        for line in pool.said[name][-LINES_SHOWN:]:
-            print(f"    {line}", file=sys.stderr)
+    show_failures(pool)
     if failed:
         rest = f"; not made, since they need it: {', '.join(skipped)}" if skipped else ""
         raise UserError(f"failed: {', '.join(failed)}{rest}. What was finished is kept; logs are in {LOGS}")
+
+
+def show_failures(pool: Pool) -> None:
+    """Print what failed stages said last."""
+    for name, lines in pool.said.items():
+        print(f"\n{name} failed:", file=sys.stderr)
+        for line in lines[-LINES_SHOWN:]:
+            print(f"    {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

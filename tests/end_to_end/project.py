@@ -14,8 +14,11 @@ from typing import Any
 from ruamel.yaml import YAML
 from shared import ROOT, SMALL, merge
 
+from stages.verify import TIMINGS
+
 NAMES = ["phone", "post", "area", "name", "food", "price", "stars", "type"]
 METHODS = ["magnitude", "l1"]
+KEYS = ["magnitude-0.6", "l1-0.6"]
 CHANGES: dict[str, Any] = {
     "runtime": {"threads": 1, "precision": "fp32"},
     "data": {"path": "data/raw/small.csv"},
@@ -62,6 +65,11 @@ class Project:
         values = yaml.load(self.root / "params.yaml")
         yaml.dump(merge(values, changes), self.root / "params.yaml")
 
+    def commit(self, message: str) -> None:
+        """Commit everything that git does not ignore."""
+        self.run("git", "add", "-A")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", message)
+
     def locked(self) -> dict[str, str]:
         """md5 of every out in dvc.lock but timings."""
         stages = YAML(typ="safe").load((self.root / "dvc.lock").read_text())["stages"]
@@ -69,7 +77,7 @@ class Project:
             out["path"]: out["md5"]
             for stage in stages.values()
             for out in stage["outs"]
-            if not out["path"].startswith("outputs/benchmark") and not out["path"].endswith("speed.csv")
+            if not any(Path(out["path"]).is_relative_to(timing) for timing in TIMINGS)
         }
 
 
@@ -88,12 +96,8 @@ def make(root: Path) -> Project:
     project = Project(root)
     write_pairs(root / "data" / "raw" / "small.csv")
     project.set(**CHANGES)
-    for command in (
-        ("git", "init", "-q"),
-        ("git", "add", "-A"),
-        ("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "start"),
-    ):
-        project.run(*command)
+    project.run("git", "init", "-q")
+    project.commit("start")
     return project
 
 

@@ -10,20 +10,7 @@ from pathlib import Path
 
 import project as small
 import pytest
-from project import Project
-
-KEYS = ["magnitude-0.6", "l1-0.6"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Project:
-    """A project after its first `dvc repro`."""
-    made = small.make(tmp_path_factory.mktemp("first"))
-    assert set(made.repro()) == {
-        "clean", "reference", "train", "finetune_dense", "evaluate_dense", "evaluate_baseline", "compare",
-        *(f"{stage}@{key}" for stage in ("prune", "finetune", "evaluate") for key in KEYS),
-    }  # fmt: skip
-    return made
+from project import KEYS, Project
 
 
 def read(project: Project, path: str) -> dict:

@@ -94,7 +94,9 @@ def test_evaluates_a_control_and_a_level(project, capsys):
     timed = read(layout.BENCHMARK / "random-0.5.json")
     assert set(timed) == {
         "latency_ms_p50", "latency_ms_p90", "latency_ratio", "tokens_per_second", "load_seconds", "threads",
+        "torch", "device", "precision",
     }  # fmt: skip
+    assert timed["torch"] == torch.__version__ and timed["precision"] == "fp32"
     shown = capsys.readouterr().out
     assert "random-0.5: test split" in shown
     assert "less dense" in shown

@@ -1,0 +1,66 @@
+"""What decides the bits of a computation besides its inputs: packages, kind of processor, environment variables."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from stages.params import Runtime
+
+DECIDING = ("torch", "transformers", "tokenizers", "numpy", "safetensors", "accelerate", "peft", "pyarrow", "sacrebleu")
+"""Packages whose version can show in an output."""
+VARIABLES = ("ATEN_CPU_CAPABILITY", "CUBLAS_", "DNNL_", "KMP_", "MKL_", "ONEDNN_", "OPENBLAS_", "TORCH_")
+"""Names, or how names begin, of variables that choose kernels. (`runtime.threads` overrides NAME_NUM_THREADS.)"""
+
+
+def describe(runtime: Runtime) -> dict[str, str | int]:
+    """What computes here: torch, processor and instructions or GPU, precision as `auto` comes out, threads."""
+    import torch
+
+    from stages.runtime import autocast_bf16
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_processor()}, {_instructions()}"
+    precision = "bf16" if autocast_bf16(runtime) else "fp32"
+    return {"torch": torch.__version__, "device": device, "precision": precision, "threads": runtime.threads}
+
+
+def _processor() -> str:
+    try:
+        known = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        known = None
+    return known[1] if known else platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    import torch
+
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+def unlike_pins(constraints: str) -> Iterator[str]:
+    """Say which deciding packages are not the ones that are pinned.
+
+    Args:
+        constraints: text of a pip constraints file, a `NAME==VERSION` a line.
+    """
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", constraints, re.MULTILINE))
+    for name in DECIDING:
+        try:
+            installed = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            installed = "none"
+        pinned = pins.get(name, installed)
+        if pinned not in (installed, installed.partition("+")[0]):  # 2.13.0+cpu is a build of 2.13.0
+            yield f"{name}: {installed} is installed, constraints.txt has {pinned}"
+
+
+def variables() -> Iterator[str]:
+    """Environment variables that are set and can change kernels, as `NAME=VALUE`."""
+    for name, value in sorted(os.environ.items()):
+        if name.startswith(VARIABLES) and not name.endswith("_NUM_THREADS"):
+            yield f"{name}={value}"
