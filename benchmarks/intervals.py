@@ -1,4 +1,4 @@
-"""Means over training seeds with their intervals."""
+"""Means with their intervals."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds, and half the width of Student's t interval of it; None of one seed, which has none."""
+    """A mean, and half the width of Student's t interval of it; None of one value, which has none."""
 
     mean: float
     half_width: float | None
-    seeds: int
+    count: int
+    """Of values, such as training seeds."""
 
     def show(self, digits: int = 1, *, signed: bool = False, scale: float = 1.0, unit: str = "") -> str:
-        """As in `48.4 ± 1.2 (3)`, the number of seeds in brackets."""
+        """As in `48.4 ± 1.2 (3)`, the number of values in brackets."""
         sign = "+" if signed else ""
         text = f"{self.mean * scale:{sign}.{digits}f}{unit}".replace("-", "\N{MINUS SIGN}")
         if self.half_width is not None:
             text += f" ± {self.half_width * scale:.{digits}f}"
-        return f"{text} ({self.seeds})"
+        return f"{text} ({self.count})"
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """The mean of values that are one a seed, half_width = t(n - 1) * s / sqrt(n); None of none.
+    """The mean of values, half_width = t(n - 1) * s / sqrt(n); None of none.
 
-    Of differences to the same seed's control this is the paired t interval.
+    Of differences to a control of the same seed, or on the same text, this is the paired t interval.
     """
     if not values:
         return None

@@ -21,6 +21,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from benchmarks import rows
 from benchmarks.study import plan, report, results
 from benchmarks.study.plan import Cell, Plan
 from stages.errors import UserError, command
@@ -112,7 +113,7 @@ def _make(chosen: Plan, cell: Cell, models: Path, path: Path, project: Path) -> 
         row = make(chosen, cell, models, project)
     except UserError as error:
         sys.exit(f"error: {error}")
-    results.append(path, row)
+    rows.append(path, row)
     print(f"BLEU {row.bleu:.1f}, validation {row.validation_bleu:.1f}, loss {row.loss:.3f}", flush=True)
 
 

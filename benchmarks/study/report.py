@@ -1,29 +1,20 @@
-"""The tables of docs/study.md, from rows. The prose around them is written by hand.
-
-A table stands between two marks, of which the first says which one it is:
-
-    <!-- study: bleu en fine_tuned -->
-    <!-- end -->
-"""
+"""The tables of docs/study.md, from rows."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks import tables
+from benchmarks.intervals import Estimate, estimate
 from benchmarks.study.plan import ONE_SHOT, Cell, Plan
 from benchmarks.study.results import Row
-from benchmarks.study.statistics import Estimate, estimate
 from stages.errors import UserError
-from stages.files import replacing
 from stages.layout import DENSE
 
 Rows = Mapping[Cell, Row]
 Measure = Callable[[Row, Row], float]
 """A figure of a level's row and of its control's, of the same seed."""
-_TABLE = re.compile(r"(<!-- study: (\S+) (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-_ABSENT = "–"
 
 
 def rewrite(page: Path, plan: Plan, rows: Rows) -> None:
@@ -32,11 +23,7 @@ def rewrite(page: Path, plan: Plan, rows: Rows) -> None:
     Raises:
         UserError: the page is missing, or asks for a table there is none of.
     """
-    if not page.is_file():
-        raise UserError(f"{page} is missing: it has the prose, and marks where tables go")
-    text = page.read_text(encoding="utf-8")
-    with replacing(page) as partial:
-        partial.write_text(filled(text, plan, rows), encoding="utf-8")
+    tables.rewrite(page, "study", _maker(plan, rows))
 
 
 def filled(text: str, plan: Plan, rows: Rows) -> str:
@@ -45,17 +32,18 @@ def filled(text: str, plan: Plan, rows: Rows) -> str:
     Raises:
         UserError: it asks for a table there is none of.
     """
+    return tables.filled(text, "study", _maker(plan, rows))
 
-    def fill(match: re.Match[str]) -> str:
-        name, arguments = match[2], match[3].split()
+
+def _maker(plan: Plan, rows: Rows) -> tables.Make:
+    def make(name: str, arguments: list[str]) -> list[str]:
         if name not in TABLES or not arguments or arguments[0] not in plan.languages:
-            raise UserError(f"{match[1].strip()}: no such table: choose from {', '.join(TABLES)}, then a language")
+            raise UserError(f"no such table: choose from {', '.join(TABLES)}, then a language")
         if unknown := [word for word in arguments[1:] if not _is_number(word) and word not in plan.regimes]:
-            raise UserError(f"{match[1].strip()}: {unknown[0]} is no regime of the plan")
-        lines = TABLES[name](plan, rows, *arguments)
-        return match[1] + "".join(f"{line}\n" for line in lines) + match[4]
+            raise UserError(f"{unknown[0]} is no regime of the plan")
+        return TABLES[name](plan, rows, *arguments)
 
-    return _TABLE.sub(fill, text)
+    return make
 
 
 def bleu(plan: Plan, rows: Rows, language: str, regime: str) -> list[str]:
@@ -84,21 +72,21 @@ def kept(plan: Plan, rows: Rows, language: str, *regimes: str) -> list[str]:
     """
     wanted = [cell for cell in rows if cell.language == language and cell.regime in regimes]
     sparsities = sorted({cell.sparsity for cell in wanted if cell.method != DENSE})
-    lines = _header(["regime", "method", *(_percent(sparsity) for sparsity in sparsities)], left=2)
+    lines = tables.header(["regime", "method", *(tables.percent(sparsity) for sparsity in sparsities)], left=2)
     for regime in regimes:
         if dense := _over_seeds(plan, rows, Cell(language, 0, DENSE, 0, regime), lambda row, _: row.bleu):
-            lines.append(_line([f"`{regime}`", "dense, BLEU", dense.show(), *[""] * (len(sparsities) - 1)]))
+            lines.append(tables.line([f"`{regime}`", "dense, BLEU", dense.show(), *[""] * (len(sparsities) - 1)]))
         for method in _methods(plan, wanted, regime):
             cells = [Cell(language, 0, method, sparsity, regime) for sparsity in sparsities]
             found = [_over_seeds(plan, rows, cell, lambda row, dense: row.bleu / dense.bleu) for cell in cells]
-            shown = [one.show(scale=100, unit=" %") if one else _ABSENT for one in found]
-            lines.append(_line([f"`{regime}`", f"`{method}`", *shown]))
+            shown = [one.show(scale=100, unit=" %") if one else tables.ABSENT for one in found]
+            lines.append(tables.line([f"`{regime}`", f"`{method}`", *shown]))
     return lines
 
 
 def validation(plan: Plan, rows: Rows, language: str, sparsity: str, *regimes: str) -> list[str]:
     """What a choice between regimes looks at, validation BLEU, beside what it comes to on test. Best first."""
-    lines = _header(["regime", "method", "validation BLEU", "test BLEU", "steps"], left=2)
+    lines = tables.header(["regime", "method", "validation BLEU", "test BLEU", "steps"], left=2)
     found = []
     for cell in dict.fromkeys(_seedless(cell) for cell in rows):
         if cell.language == language and cell.sparsity == float(sparsity) and cell.regime in regimes:
@@ -109,7 +97,7 @@ def validation(plan: Plan, rows: Rows, language: str, sparsity: str, *regimes: s
                 found.append(
                     (score.mean, [f"`{cell.regime}`", f"`{cell.method}`", score.show(), test.show(), f"{steps}"])
                 )
-    return lines + [_line(cells) for _, cells in sorted(found, key=lambda one: -one[0])]
+    return lines + [tables.line(cells) for _, cells in sorted(found, key=lambda one: -one[0])]
 
 
 def losses(plan: Plan, rows: Rows, language: str, regime: str, sparsity: str) -> list[str]:
@@ -121,16 +109,16 @@ def losses(plan: Plan, rows: Rows, language: str, regime: str, sparsity: str) ->
         ("test − training", lambda row, _: row.loss - row.train_loss),
         ("… less dense's", lambda row, dense: row.loss - row.train_loss - (dense.loss - dense.train_loss)),
     ]
-    lines = _header(["method", *(name for name, _ in measures)])
+    lines = tables.header(["method", *(name for name, _ in measures)])
     share = float(sparsity)
     wanted = [cell for cell in rows if cell.language == language and cell.sparsity in (share, 0)]
     for method in [DENSE, *_methods(plan, wanted, regime)]:
         cell = Cell(language, 0, method, 0 if method == DENSE else share, _regime(plan, method, regime))
         found = [_over_seeds(plan, rows, cell, measure) for _, measure in measures]
-        shown = [one.show(3) if one else _ABSENT for one in found]
+        shown = [one.show(3) if one else tables.ABSENT for one in found]
         if method == DENSE:
             shown[-1] = ""
-        lines.append(_line([f"`{method}`", *shown]))
+        lines.append(tables.line([f"`{method}`", *shown]))
     return lines
 
 
@@ -139,7 +127,7 @@ def cost(plan: Plan, rows: Rows, language: str, regime: str) -> list[str]:
 
     Of a method that trains before it prunes only the first sparsity has that training in it: the largest.
     """
-    lines = _header(["method", "prune, median", "prune, largest", "finetune, median", "rows"])
+    lines = tables.header(["method", "prune, median", "prune, largest", "finetune, median", "rows"])
     wanted = [cell for cell in rows if cell.language == language]
     for method in [DENSE, *_methods(plan, wanted, regime)]:
         own = [rows[c] for c in wanted if c.method == method and c.regime == _regime(plan, method, regime)]
@@ -147,7 +135,7 @@ def cost(plan: Plan, rows: Rows, language: str, regime: str) -> list[str]:
             prune, tune = sorted(row.prune_seconds for row in own), sorted(row.finetune_seconds for row in own)
             middle = len(own) // 2
             shown = [f"{prune[middle]:.0f}", f"{prune[-1]:.0f}", f"{tune[middle]:.0f}", f"{len(own)}"]
-            lines.append(_line([f"`{method}`", *(["", "", *shown[2:]] if method == DENSE else shown)]))
+            lines.append(tables.line([f"`{method}`", *(["", "", *shown[2:]] if method == DENSE else shown)]))
     return lines
 
 
@@ -175,14 +163,14 @@ def _by_sparsity(
     """A line a method, a column a sparsity."""
     wanted = [cell for cell in rows if cell.language == language and cell.regime == regime]
     sparsities = sorted({cell.sparsity for cell in wanted if cell.method != DENSE})
-    lines = _header(["method", *(_percent(sparsity) for sparsity in sparsities)])
+    lines = tables.header(["method", *(tables.percent(sparsity) for sparsity in sparsities)])
     if dense and (control := _over_seeds(plan, rows, Cell(language, 0, DENSE, 0, plan.control(regime)), measure)):
         name = "baseline" if regime == ONE_SHOT else DENSE
-        lines.append(_line([f"`{name}`", show(control), *[""] * (len(sparsities) - 1)]))
+        lines.append(tables.line([f"`{name}`", show(control), *[""] * (len(sparsities) - 1)]))
     for method in _methods(plan, wanted, regime):
         cells = [Cell(language, 0, method, sparsity, regime) for sparsity in sparsities]
         found = [_over_seeds(plan, rows, cell, measure) for cell in cells]
-        lines.append(_line([f"`{method}`", *(show(one) if one else _ABSENT for one in found)]))
+        lines.append(tables.line([f"`{method}`", *(show(one) if one else tables.ABSENT for one in found)]))
     return lines
 
 
@@ -213,15 +201,3 @@ def _seedless(cell: Cell) -> Cell:
 
 def _is_number(word: str) -> bool:
     return word.replace(".", "", 1).isdigit()
-
-
-def _percent(sparsity: float) -> str:
-    return f"{100 * sparsity:g} %"
-
-
-def _header(names: Sequence[str], left: int = 1) -> list[str]:
-    return [_line(names), "|" + "---|" * left + "--:|" * (len(names) - left)]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

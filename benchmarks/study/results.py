@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import rows
 from benchmarks.study.plan import Cell
-from stages.errors import UserError
-from stages.files import replacing
 
 
 @dataclass(frozen=True)
@@ -48,44 +46,17 @@ class Row:
         return Cell(self.language, self.seed, self.method, self.sparsity, self.regime)
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(Row))
-_KINDS = {"str": str, "int": int, "float": float}
-
-
 def read(path: Path) -> list[Row]:
     """All rows, none if there is no file.
 
     Raises:
         UserError: it is not such a file.
     """
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != FIELDS:
-            raise UserError(f"{path} has other columns than {', '.join(FIELDS)}: move it away")
-        return [_parsed(path, number, row) for number, row in enumerate(reader, start=2)]
+    return rows.read(path, Row)
 
 
-def append(path: Path, row: Row) -> None:
-    """Add a row. The file is written anew and then renamed, so that a reader, or an end by force, finds it whole."""
-    rows = [*read(path), row]
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)
-
-
-def latest(rows: Iterable[Row]) -> dict[Cell, Row]:
+def latest(found: Iterable[Row]) -> dict[Cell, Row]:
     """The row of each cell, leaving out those of other params than the last of its kind (any seed) has."""
-    rows = list(rows)
-    current = {dataclasses.replace(row.cell, seed=0): row.params for row in rows}
-    return {row.cell: row for row in rows if row.params == current[dataclasses.replace(row.cell, seed=0)]}
-
-
-def _parsed(path: Path, number: int, values: dict[str, str]) -> Row:
-    try:
-        made = {field.name: _KINDS[str(field.type)](values[field.name]) for field in dataclasses.fields(Row)}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}, line {number}: {error}: remove that line") from None
-    return Row(**made)
+    found = list(found)
+    current = {dataclasses.replace(row.cell, seed=0): row.params for row in found}
+    return {row.cell: row for row in found if row.params == current[dataclasses.replace(row.cell, seed=0)]}

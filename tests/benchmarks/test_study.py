@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.intervals import estimate
 from benchmarks.study import plan, report, results
 from benchmarks.study.plan import Cell
 from benchmarks.study.results import Row
-from benchmarks.study.statistics import estimate
 from stages.errors import UserError
 
 PLAN = Path("benchmarks/study.yaml")

@@ -12,6 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 from shared import ROOT, SMALL
 
+from benchmarks import rows as csv_rows
 from benchmarks.study import __main__ as study
 from benchmarks.study import plan, report, results
 from benchmarks.study.plan import Cell
@@ -105,14 +106,14 @@ def test_rows_that_are_there_are_not_made_again(tmp_path, monkeypatch):
     cells = chosen.cells()
     assert list(study.missing(chosen, path)) == cells
     done = Cell("en", 42, "magnitude", 0.9, "fine_tuned")
-    results.append(path, row(params=fingerprint(settings(chosen, done, ROOT), done)))
-    results.append(path, row(seed=1, params="of other params"))
+    csv_rows.append(path, row(params=fingerprint(settings(chosen, done, ROOT), done)))
+    csv_rows.append(path, row(seed=1, params="of other params"))
     assert list(study.missing(chosen, path)) == [cell for cell in cells if cell != done]
 
 
 def test_a_damaged_row_is_named(tmp_path):
     path = tmp_path / "rows.csv"
-    results.append(path, row(bleu=41.0))
+    csv_rows.append(path, row(bleu=41.0))
     path.write_text(path.read_text().replace("41.0", "forty"))
     with pytest.raises(UserError, match="line 2"):
         results.read(path)
