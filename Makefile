@@ -1,4 +1,4 @@
-# make repro | test | ui | experiments | clean-environment. Every target sets up .venv first, if it is not there or out of date.
+# make repro | test | check | diff | ui | experiments | environment | clean-environment. Every target sets up .venv first, if it is not there or out of date.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint ui experiments clean-environment
+.PHONY: repro test lint check diff ui experiments environment clean-environment
 
 repro: $(VENV)/installed  ## the whole pipeline: what changed runs, the rest is kept
 	python -m stages.sweep
@@ -21,12 +21,20 @@ lint: $(VENV)/installed
 	ruff format --check .
 	mypy
 
+check: $(VENV)/installed  ## whether dvc.lock is what code, params and data lead to; needs no data and no models
+	@python -m stages.check
+
+diff: $(VENV)/installed  ## data, params, code and levels of two revisions: make diff REV=main [REV2=…] [FORMAT=--markdown]
+	@python -m stages.diff $(or $(REV),HEAD) $(REV2) $(FORMAT)
+
 ui: $(VENV)/installed  ## bring MLflow up to date with dvc.lock and serve it on loopback
 	-python -m stages.sync
 	python -m stages.ui --port $${PORT:-5000}
 
 experiments: $(VENV)/installed  ## the experiments of `dvc exp run`, a row each: what was changed, and the level chosen
 	dvc exp show --only-changed --drop '^outputs/metrics/(clean|references|train|prune|finetune|evaluate)'
+
+environment: $(VENV)/installed  ## only .venv
 
 clean-environment:
 	rm -rf $(VENV)

@@ -37,6 +37,8 @@ TIMINGS = (layout.BENCHMARK, layout.COMPARE / "speed.csv")
 """Outs that differ from run to run."""
 EXECUTE = ("--force", "--no-run-cache", "--no-commit")
 """Options of `dvc repro`: run the command whatever the lock says, restore nothing, put nothing into the cache."""
+DATA = ".dvc"
+"""How files end by which DVC keeps data that no stage makes; it counts them among the stages."""
 PINS = Path("constraints.txt")
 Outs = Mapping[str, Mapping[str, str]]
 """Stage → path → md5."""
@@ -113,7 +115,7 @@ def _stages(args: argparse.Namespace, needs: Mapping[str, frozenset[str]]) -> se
         UserError: a target is neither a stage nor has any.
     """
     if args.all:
-        return set(needs)
+        return {name for name in needs if not name.endswith(DATA)}
     found: set[str] = set()
     for target in args.targets or [_chosen()]:
         named = {name for name in needs if target in (name, split_name(name)[1])}
@@ -121,7 +123,7 @@ def _stages(args: argparse.Namespace, needs: Mapping[str, frozenset[str]]) -> se
             keys = dict.fromkeys(key for name in needs if (key := split_name(name)[1]))
             raise UserError(f"{target} is no stage and no level of that commit; it has {', '.join(keys)}")
         found |= named
-    return closure(found, needs) if args.from_data else found
+    return {name for name in closure(found, needs) if not name.endswith(DATA)} if args.from_data else found
 
 
 def _chosen() -> str:

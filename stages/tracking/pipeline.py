@@ -148,12 +148,14 @@ def md5_of(root: Path, path: str) -> str:
     place = root / path
     if not place.is_dir():
         return _md5_of_file(place) if place.is_file() else ""
-    files = [
-        {"md5": _md5_of_file(file), "relpath": file.relative_to(place).as_posix()}
-        for file in place.rglob("*")
-        if file.is_file()
-    ]
-    files.sort(key=lambda file: file["relpath"])
+    return md5_of_files(
+        {file.relative_to(place).as_posix(): _md5_of_file(file) for file in place.rglob("*") if file.is_file()}
+    )
+
+
+def md5_of_files(md5s: Mapping[str, str]) -> str:
+    """md5 that DVC gives a folder, of its files' md5s by their path in it."""
+    files = [{"md5": md5s[path], "relpath": path} for path in sorted(md5s)]
     return f"{hashlib.md5(json.dumps(files, sort_keys=True).encode()).hexdigest()}.dir"
 
 

@@ -94,6 +94,11 @@ class Project:
         assert process.returncode == 0, out + err
         return out
 
+    def commit(self, message: str) -> None:
+        """Commit everything that git does not ignore."""
+        self.run("git", "add", "-A")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", message)
+
     def sweep(self, *arguments: str, **variables: str) -> tuple[int, str, str]:
         """Exit status, standard output and standard error of the sweep."""
         process = self.start(sys.executable, "-m", "stages.sweep", *arguments, **variables)

@@ -16,8 +16,7 @@ LEVEL = {"prune@taylor-0.5", "evaluate@taylor-0.5"}
 
 def commit(project: Project) -> str:
     (project.folder / "outputs/compare/chosen.json").write_text('{"key": "taylor-0.5"}')
-    project.run("git", "add", "-A")
-    project.run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "made")
+    project.commit("made")
     return project.run("git", "rev-parse", "--short=7", "HEAD").strip()
 
 
@@ -47,6 +46,9 @@ def test_targets(again):
     commit(again)
     assert verify(again, "evaluate@magnitude-0.9", "dense")[0] == 0
     assert again.times().keys() == {"evaluate@magnitude-0.9", "evaluate_dense"}
+    again.run("git", "rm", "-q", "--cached", "input.txt")
+    again.run(sys.executable, "-m", "dvc", "add", "-q", "input.txt")  # and from here on data is DVC's
+    again.commit("data")
     assert verify(again, "--from-data", "prune@magnitude-0.9")[0] == 0
     assert again.times().keys() == {"train", "prune@magnitude-0.9"}
     assert verify(again, "--all", "-j", "2")[0] == 0
