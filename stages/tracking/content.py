@@ -119,9 +119,7 @@ def _add_entry(content: Content, root: Path, entry: Entry) -> None:
         f"dvc.{entry.stage}.deps": json.dumps(entry.deps)[:LONGEST_TAG],
         f"dvc.{entry.stage}.outs": json.dumps(entry.outs)[:LONGEST_TAG],
     }
-    for path, md5 in entry.outs.items():
-        if not (_is_figures(path) or path.endswith(".curve.csv")):
-            continue
+    for path, md5 in entry.figures.items():
         data = _read(root / path, md5)
         if data is None:
             content.missing.append(path)
@@ -129,11 +127,6 @@ def _add_entry(content: Content, root: Path, entry: Entry) -> None:
             content.metrics |= {final_name(entry.stage, name): stored(v) for name, v in _figures(data).items()}
         else:
             content.curves |= {curve_name(entry.stage, name): points for name, points in _curves(data)}
-
-
-def _is_figures(path: str) -> bool:
-    folders = (layout.METRICS, layout.BENCHMARK)
-    return path.endswith(".json") and any(Path(path).is_relative_to(folder) for folder in folders)
 
 
 def _read(path: Path, md5: str) -> str | None:

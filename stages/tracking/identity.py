@@ -70,6 +70,8 @@ def in_lock(pipeline: Pipeline) -> list[Run]:
 
     Nearly always that is one revision. After `dvc repro evaluate@KEY` with other params it is two, each with
     the levels made under it; baseline and dense are in every revision whose inputs they were made from.
+
+    DVC keeps entries of levels that have left the sweep, whose files `compare` removes: those are passed over.
     """
     entries = pipeline.current_entries()
     by_key: dict[str | None, dict[str, Entry]] = {}
@@ -78,7 +80,14 @@ def in_lock(pipeline: Pipeline) -> list[Run]:
     baseline = by_key.get(layout.BASELINE, {})
     if TRAIN not in baseline:
         return []
-    levels = [key for key in by_key if key is not None and key not in CONTROLS]
+    asked = pipeline.sweep
+    levels = [
+        key
+        for key, made in by_key.items()
+        if key is not None
+        and key not in CONTROLS
+        and (key in asked or all(pipeline.has_figures(entry) for entry in made.values()))
+    ]
     revisions: dict[str, Revision] = {}
     members: dict[str, list[Run]] = {}
     for key in levels or [layout.BASELINE]:

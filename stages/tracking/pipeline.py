@@ -65,6 +65,11 @@ class Entry:
             digest=digest(json.dumps(values, sort_keys=True, default=str)),
         )
 
+    @property
+    def figures(self) -> dict[str, str]:
+        """Those outs that MLflow is told of, metrics files and curves: path → md5."""
+        return {path: md5 for path, md5 in self.outs.items() if _is_figures(path) or path.endswith(".curve.csv")}
+
 
 class Pipeline:
     """The pipeline of one workspace, as it is on disk and as dvc.lock has it."""
@@ -106,6 +111,16 @@ class Pipeline:
             return known[entry.name]
 
         return [entry for entry in self.entries if current(entry)]
+
+    def has_figures(self, entry: Entry) -> bool:
+        """Whether all files that MLflow is told of are there as dvc.lock has them."""
+        return all(md5_of(self.root, path) == md5 for path, md5 in entry.figures.items())
+
+    @property
+    def sweep(self) -> set[str]:
+        """Keys of the levels that params.yaml asks for."""
+        methods, sparsities = (self._values.get(f"sweep.{name}") or () for name in ("method", "sparsity"))
+        return {layout.Level(method, sparsity).key for method in methods for sparsity in sparsities}
 
     def inputs(self, stage: str, key: str | None = None, entry: Entry | None = None) -> Inputs:
         """What dvc.yaml says a stage reads, without what other stages make.
@@ -217,6 +232,11 @@ def _matrix_item(key: str | None) -> dict[str, str]:
         return {}
     level = layout.Level.parse(key)
     return {"item.method": level.method, "item.sparsity": str(level.sparsity), "key": key}
+
+
+def _is_figures(path: str) -> bool:
+    folders = (layout.METRICS, layout.BENCHMARK)
+    return path.endswith(".json") and any(Path(path).is_relative_to(folder) for folder in folders)
 
 
 def _is_source(path: str) -> bool:

@@ -183,6 +183,38 @@ def test_missing_metrics_files_are_named_and_the_rest_is_synced(
     assert "bleu" in runs()["l1-0.5"].data.metrics
 
 
+def test_levels_that_left_the_sweep_are_passed_over(
+    sweep: Sweep, database: Path, sync: Sync, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DVC keeps their entries in dvc.lock, `compare` removes their files."""
+    left = [*sweep.root.glob("outputs/metrics/*/l1-*"), *sweep.root.glob("outputs/benchmark/l1-*")]
+    assert len(left) == 2 * 5
+    sweep.set("sweep.method", ["magnitude"])
+    assert f"{ALL} runs, {ALL} made:" in sync()  # they are shown for as long as their files are there
+    for path in left:
+        path.unlink()
+    assert f"{ALL - 2} runs, all up to date:" in sync()
+    assert "bleu" in runs()["l1-0.5"].data.metrics
+    sweep.set("sweep.method", ["magnitude", "l1"])
+    with pytest.raises(SystemExit):
+        sync()
+    assert "outputs/benchmark/l1-0.5.json and 9 more missing" in capsys.readouterr().err
+
+
+def test_a_revision_of_levels_that_left_the_sweep_is_passed_over(sweep: Sweep, database: Path, sync: Sync) -> None:
+    """With none of its levels left, it would be an empty group beside the one that is there."""
+    sweep.set("finetune.rounds", sweep.params["finetune"]["rounds"] + 1)
+    sweep.run(*(f"{stage}@magnitude-0.5" for stage in ("finetune", "evaluate")))
+    for path in [*sweep.root.glob("outputs/metrics/*/*-0.9.*"), *sweep.root.glob("outputs/*/l1-*")]:
+        path.unlink()
+    for path in [*sweep.root.glob("outputs/metrics/*/l1-0.5.*"), *sweep.root.glob("outputs/*/*-0.9.json")]:
+        path.unlink()
+    sweep.set("sweep.method", ["magnitude"])
+    sweep.set("sweep.sparsity", [0.5])
+    made = sync().partition(" runs")[0]
+    assert made == "3"  # the new revision with baseline and the level; dense was made with the old params
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
