@@ -22,7 +22,8 @@ from stages.text.deduplicate import Numbered, near_duplicates, repeated
 from stages.text.filtering import REASONS
 from stages.text.parallel import ordered_map
 from stages.text.profile import Profile, describe
-from stages.text.reading import SPLITS, find_parts, read_batches
+from stages.text.reading import SPLITS, Part, find_parts, read_batches
+from stages.text.rows import no_rows
 from stages.text.schema import PAIRS, REJECTED, pairs_checks, rejected_checks
 from stages.text.splitting import assign, in_other_split
 from stages.text.writing import PairWriter
@@ -62,6 +63,7 @@ def clean_pairs(
         raise UserError(f"{data.hub or data.path} has no rows")
     with pa.memory_map(str(path)) as file:
         rows = pa.ipc.open_file(file).read_all()
+        _require_ready_made(parts, rows)
         reasons, splits = _decide(rows, clean)
         files = [part.name for part in parts]
         profile = describe(rows, reasons, splits, files)
@@ -118,6 +120,15 @@ class _Texts:
             at = np.flatnonzero(reasons[start : start + batch.num_rows] == KEPT)
             source, target = batch.take(pa.array(at)).columns
             yield (at + start).tolist(), list(zip(source.to_pylist(), target.to_pylist(), strict=True))
+
+
+def _require_ready_made(parts: list[Part], rows: pa.Table) -> None:
+    """Check that no ready-made split is empty: its rows would be taken from train instead."""
+    filled = set(rows["part"].unique().to_pylist())
+    for split in SPLITS:
+        numbers = [number for number, part in enumerate(parts) if part.split == split]
+        if numbers and not filled.intersection(numbers):
+            raise no_rows(split, *(parts[number].name for number in numbers))
 
 
 def _require_rows(profile: Profile) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as types
 
 from stages.errors import UserError
-from stages.text.rows import Columns, Row, read_bytes
+from stages.text.rows import Columns, Row, no_rows, read_bytes
 
 _BATCH_ROWS = 8192
 
@@ -41,13 +42,17 @@ def load_saved(folder: Path) -> dict[str, Any]:
     """Datasets of a saved folder by split name; one without splits has the name "".
 
     Raises:
-        UserError: the folder is not whole.
+        UserError: the folder is not whole, or has a split without rows.
     """
     from datasets import DatasetDict, load_from_disk
 
     try:
         loaded = load_from_disk(str(folder))
     except Exception as error:  # damaged JSON in it ends in whatever the library then stumbles over
+        if _has_no_files(folder):
+            raise UserError(f"{folder} has no rows") from None
+        if empty := next((split for split in _splits(folder) if _has_no_files(folder / split)), None):
+            raise no_rows(empty, str(folder / empty)) from None
         raise UserError(f"{folder} is not a readable `datasets` folder: {_first_line(error)}") from None
     return dict(loaded) if isinstance(loaded, DatasetDict) else {"": loaded}
 
@@ -87,6 +92,19 @@ def read_dataset(dataset: Any, columns: Columns, origin: str) -> Iterator[Row]:
         raise
     except Exception as error:  # of Arrow, of the library on top of it, or of the system below
         raise UserError(f"{origin} is damaged ({_first_line(error)}): save the dataset again") from None
+
+
+def _splits(folder: Path) -> list[str]:
+    """Names of the splits of a saved `DatasetDict`."""
+    return sorted(path.parent.name for path in folder.glob("*/state.json"))
+
+
+def _has_no_files(folder: Path) -> bool:
+    """Whether a saved dataset was empty, of which `datasets` writes no file, and which it then cannot load."""
+    try:
+        return json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"] == []
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _validated(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:

@@ -122,5 +122,10 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
+def no_rows(split: str, *origins: str) -> UserError:
+    """The error of a ready-made split that is there, and empty: to make up for it in silence would hide a mistake."""
+    return UserError(f"no rows for {split} in {' and '.join(origins)}: add some, or leave the split out")
+
+
 def _not_utf8(path: Path, line: int) -> UserError:
     return UserError(f"{path}, line {line}: not UTF-8; save the file as UTF-8 (for example with iconv)")

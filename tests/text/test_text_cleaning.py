@@ -321,6 +321,17 @@ def test_too_little_data(clean, tmp_path, rows, steps, message):
         clean(write(tmp_path / "a.csv", rows), **steps)
 
 
+@pytest.mark.parametrize("empty", ["train", "dev", "test"])
+def test_a_ready_made_split_of_a_header_alone_is_refused(clean, tmp_path, empty):
+    for name in ("train", "dev", "test"):
+        write(tmp_path / f"{name}.csv", [] if name == empty else many(60, name))
+    split = {"dev": "validation"}.get(empty, empty)
+    with pytest.raises(UserError, match=rf"^no rows for {split} in {tmp_path}/{empty}\.csv: add some"):
+        clean(tmp_path)
+    write(tmp_path / f"{empty}-2.csv", many(60, empty))  # of a split in several files one may be empty
+    assert len(clean(tmp_path).kept) == 180
+
+
 @pytest.fixture
 def project(tmp_path, default_values):
     """A folder with params.yaml and data, in which the command can run; `run(**data)` runs it."""

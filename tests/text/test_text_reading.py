@@ -128,6 +128,14 @@ def test_folder_saved_by_datasets(data, tmp_path):
     }
     assert [row.target for part in parts if part.split == "test" for row in part.read()] == [target[2], target[0]]
 
+    DatasetDict(dev=dataset.select([]), train=dataset).save_to_disk(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"^no rows for dev in .*/empty/dev: add some, or leave the split out"):
+        read(data(tmp_path / "empty"))
+
+    dataset.select([]).save_to_disk(tmp_path / "none")
+    with pytest.raises(UserError, match=r"/none has no rows$"):
+        read(data(tmp_path / "none"))
+
     DatasetDict(train=dataset, extra=dataset).save_to_disk(tmp_path / "odd")
     with pytest.raises(UserError, match="'extra': only train, validation and test"):
         find_parts(data(tmp_path / "odd"), tmp_path)
