@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -12,17 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
-from shared import family_section
+from shared import SOURCES, family_section
 from transformers import Trainer
 
 import stages
 from stages import finetune, layout, prune, train
-from stages.training import checkpoints, resuming
+from stages.training import checkpoints, loop, resuming
 
 Stage = Callable[[], None]
 
@@ -75,6 +77,7 @@ def set_every(steps: int) -> None:
 
 def compare(stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: Any, every: int, *ends: tuple[str, int]) -> None:
     """Run a stage whole, without checkpoints; then with them, killed at each of `ends` and started again."""
+    monkeypatch.setattr(loop, "LOGS_PER_RUN", 4)  # so that a checkpoint falls between two points of the loss curve
     before = Path("before")
     shutil.copytree(layout.OUTPUTS, before)
     set_every(0)
@@ -118,6 +121,16 @@ def test_train_ends_in_the_same_bits(every, bucket, project, monkeypatch, capsys
     project(model=drop_out(), train={**SHORT, "bucket_by_length": bucket, "early_stopping_patience": 2})
     shutil.rmtree(layout.model_folder("baseline"))
     compare(train.main, monkeypatch, capsys, every, *random_ends(every + bucket))
+
+
+def test_train_ends_with_the_best_weights_of_before_it_was_killed(project, monkeypatch, capsys):
+    """What is learnt makes the validation split less likely: the first epoch is the best."""
+    project(train={**SHORT, "early_stopping_patience": 4})
+    unlike = pa.table({"source": SOURCES, "target": ["0123456789"] * len(SOURCES)})
+    pq.write_table(unlike, layout.DATA / "validation.parquet")
+    compare(train.main, monkeypatch, capsys, 4, ("step", 10))
+    metrics = json.loads(layout.metrics_file("train").read_text())
+    assert metrics["steps"] == 15, "stops four evaluations after the first"
 
 
 @pytest.mark.parametrize(
