@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     prepare(settings.runtime)
 
-    from stages.models import checkpoint
+    from stages.models import anatomy, checkpoint
 
     with track("evaluate", key, settings) as run:
         start = time.perf_counter()
@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         load_seconds = time.perf_counter() - start
         baseline = generator if key == layout.BASELINE else checkpoint.load(layout.model_folder(layout.BASELINE))
 
-        figures = _evaluate(key, generator, settings, test=test, validation=validation, control=control)
+        eligible = anatomy.describe(baseline.model).eligible
+        splits = {"test": test, "validation": validation}
+        figures = _evaluate(key, generator, settings, splits=splits, control=control, eligible=eligible)
         write_json(layout.metrics_file("evaluate", key), figures)
         speed = _time(generator, baseline, settings, test) | {"load_seconds": load_seconds}
         # Where it was made goes with what differs from run to run: a level's other outs hold no word of a machine.
@@ -71,9 +73,9 @@ def _evaluate(
     generator: Generator,
     settings: params.Params,
     *,
-    test: Inputs,
-    validation: Inputs,
+    splits: dict[str, Inputs],
     control: list[str] | None,
+    eligible: int,
 ) -> dict[str, float]:
     """Write the predictions of both splits and return the figures."""
     from stages.evaluation.figures import fluency, quality, rounded, scores
@@ -84,29 +86,30 @@ def _evaluate(
     from stages.evaluation.size import sizes
 
     evaluate, data, seed = settings.evaluate, settings.data, settings.runtime.seed
-    splits = {}
+    test, validation = splits["test"], splits["validation"]
+    predicted = {}
     losses = {}
-    for name, inputs in (("test", test), ("validation", validation)):
+    for name, inputs in splits.items():
         outputs = generate(
             generator, inputs.sources, batch_size=evaluate.batch_size, seed=seed, options=decoding(evaluate)
         )
-        splits[name] = (inputs, outputs)
+        predicted[name] = (inputs, outputs)
         losses[name] = mean_loss(generator, *inputs.pairs, batch_size=evaluate.batch_size)
         if not math.isfinite(losses[name]):
             raise UserError(f"{layout.model_folder(key)}: the loss is not finite: train with a lower learning rate")
 
     measured = metrics(data.language, data.placeholder, test.references)
     signatures = {metric.name: metric.signature(test.references) for metric in measured}
-    write_predictions(layout.predictions_file(key), splits, signatures)
+    write_predictions(layout.predictions_file(key), predicted, signatures)
 
-    predictions = splits["test"][1]
+    predictions = predicted["test"][1]
     figures = {"loss": losses["test"], "perplexity": math.exp(losses["test"])}
     figures |= quality(measured, predictions, test.references, control=control, evaluate=evaluate, seed=seed)
     figures |= fluency(predictions, layout.DATA / "train.parquet", data=data, order=evaluate.fluency_order)
     figures["validation_loss"] = losses["validation"]
-    for name, score in scores(measured, splits["validation"][1], validation.references).items():
+    for name, score in scores(measured, predicted["validation"][1], validation.references).items():
         figures[f"validation_{name}"] = score
-    return rounded(figures | sizes(generator.model, layout.model_folder(key)))
+    return rounded(figures | sizes(generator.model, layout.model_folder(key), eligible))
 
 
 def _time(generator: Generator, baseline: Generator, settings: params.Params, test: Inputs) -> dict[str, float]:

@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     described = anatomy.describe(generator.model)
     examples = generator.encode(training.sources, training.targets)
 
+    if criterion.find(level.method).structure:
+        _cut(level, generator, training, validation, settings)
+        return
     steps = total_steps(len(examples), settings.finetune)
     pace = settings.finetune
     if criterion.find(level.method).learn:
@@ -91,6 +94,62 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if writes_outputs():
             checkpoint.save(generator, layout.model_folder(key), masks=holder.masks, storage=settings.finetune.storage)
             run.log_metrics(_report(key, generator, described, outcome))
+            checkpoints.remove()
+
+
+def _cut(
+    level: layout.Level, generator: Generator, training: Pairs, validation: Pairs, settings: params.Params
+) -> None:
+    """Fine-tune a level that parts of the baseline are removed of, and write it."""
+    from stages.models import anatomy, checkpoint
+    from stages.pruning import criterion
+    from stages.pruning.structure.axes import describe
+    from stages.pruning.structure.plan import PLAN_FILE, Plan
+    from stages.training.calibration import context
+    from stages.training.checkpoints import Checkpoints
+    from stages.training.cutting import cut_and_train, rounds
+    from stages.training.loop import total_steps
+
+    structural = criterion.find(level.method).structure
+    assert structural is not None
+    pairs = (training.sources, training.targets)
+    seed, rules = settings.runtime.seed, settings.prune
+    dense = anatomy.describe(generator.model)
+    whole = structural.cost(context(generator, dense.matrices, pairs, rules, level.method, seed))
+    examples = generator.encode(*pairs)
+    parts = rounds(settings.finetune, level.sparsity, total_steps(len(examples), settings.finetune))
+
+    def choose(smaller: Generator, share: float) -> Plan:
+        if len(parts) == 1:
+            path = layout.pruned_folder(level.key) / PLAN_FILE
+            plan = Plan.load(path)
+            plan.check(describe(generator.model), str(path))
+            return plan
+        matrices = anatomy.describe(smaller.model).matrices
+        looked_at = context(smaller, matrices, pairs, rules, level.method, seed)
+        return structural.choose(looked_at, whole * share)
+
+    decisive = (layout.model_folder(layout.BASELINE), rules.model_dump_json())
+    checkpoints = Checkpoints(f"finetune-{level.key}", params.checkpoint_every(), decisive)
+
+    with track("finetune", level.key, settings) as run:
+        cut = cut_and_train(
+            generator,
+            examples,
+            generator.encode(validation.sources, validation.targets),
+            parts,
+            choose,
+            settings.finetune,
+            settings.runtime,
+            layout.SCRATCH / f"finetune-{level.key}",
+            callbacks=run.callbacks,
+            teacher=_teacher(settings.finetune.distillation),
+            checkpoints=checkpoints,
+        )
+        if writes_outputs():
+            checkpoint.save(cut.generator, layout.model_folder(level.key))
+            left = anatomy.describe(cut.generator.model)
+            run.log_metrics(_report(level.key, cut.generator, dense, cut.outcome, left, cut.names))
             checkpoints.remove()
 
 
@@ -145,17 +204,24 @@ def _teacher(distillation: params.Distillation) -> Teacher | None:
     return Teacher(checkpoint.load(layout.model_folder(layout.BASELINE)), distillation)
 
 
-def _report(key: str, generator: Generator, described: Anatomy, outcome: Outcome) -> dict[str, float]:
-    """Write the tables and metrics of a level, and return the metrics."""
+def _report(
+    key: str,
+    generator: Generator,
+    dense: Anatomy,
+    outcome: Outcome,
+    left: Anatomy | None = None,
+    names: Mapping[str, str] | None = None,
+) -> dict[str, float]:
+    """Write the tables and metrics of a level, and return the metrics; `left` is what parts have been removed of."""
     from stages.pruning import report
     from stages.training.report import write_curve
 
-    metrics = report.counts(generator.model, described) | {
+    metrics = report.counts(generator.model, left or dense, dense) | {
         "loss": outcome.validation_loss,
         "steps": outcome.steps,
         "epochs": outcome.epochs,
     }
-    report.write_layers(layout.METRICS / "finetune" / f"{key}.layers.csv", described)
+    report.write_layers(layout.METRICS / "finetune" / f"{key}.layers.csv", dense, left, names)
     write_curve(layout.METRICS / "finetune" / f"{key}.curve.csv", outcome.curve)
     write_json(layout.metrics_file("finetune", key), metrics)
     return metrics

@@ -5,7 +5,8 @@
 In:  outputs/models/baseline, outputs/data/{train,validation}.parquet; params `prune`, `runtime` and, for
      methods that train first (l1, l2), `train`.
 Out: outputs/models/pruned/KEY with masks.safetensors (one bit a weight) and, if the method changed weights,
-     those in weights.safetensors; outputs/metrics/prune/KEY.json and KEY.layers.csv.
+     those in weights.safetensors; if it removes parts, what stays in structure.json; outputs/metrics/prune/KEY.json
+     and KEY.layers.csv.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from stages.text.pairs import Pairs, read_pairs
 if TYPE_CHECKING:
     from stages.models.anatomy import Anatomy
     from stages.models.checkpoint import Generator
-    from stages.pruning.criterion import Criterion
+    from stages.pruning.criterion import Criterion, Structural
 
 
 @command
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = changes.fingerprints(generator.model) if chosen.changes_weights else {}
 
     rules = settings.prune
+    if chosen.structure:
+        _remove(level, generator, chosen.structure, settings, training, validation)
+        return
     engine.check(described.matrices, level.sparsity, rules)
     if chosen.shrink:
         _penalise(generator, described, chosen, level, settings, training, validation, before)
@@ -66,6 +70,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "validation_loss": mean_loss(generator, validation.sources, validation.targets, batch_size=64),
     }
     report.write_layers(layout.METRICS / "prune" / f"{level.key}.layers.csv", described)
+    write_json(layout.metrics_file("prune", level.key), metrics)
+
+
+def _remove(
+    level: layout.Level,
+    generator: Generator,
+    structural: Structural,
+    settings: params.Params,
+    training: Pairs,
+    validation: Pairs,
+) -> None:
+    """Choose which parts stay, and say what they come to."""
+    from stages.evaluation.loss import mean_loss
+    from stages.models import anatomy
+    from stages.pruning import report
+    from stages.pruning.structure.axes import describe
+    from stages.pruning.structure.plan import PLAN_FILE
+    from stages.pruning.structure.removal import names_after, shrink
+    from stages.training.calibration import context
+
+    dense = anatomy.describe(generator.model)
+    pairs = (training.sources, training.targets)
+    looked_at = context(generator, dense.matrices, pairs, settings.prune, level.method, settings.runtime.seed)
+    plan = structural.choose(looked_at, structural.cost(looked_at) * (1 - level.sparsity))
+    smaller = shrink(generator, plan)
+    with replacing(layout.pruned_folder(level.key)) as folder:
+        folder.mkdir()
+        plan.save(folder / PLAN_FILE)
+    left = anatomy.describe(smaller.model)
+    names = names_after(describe(generator.model), plan)
+    metrics = report.counts(smaller.model, left, dense) | {
+        "validation_loss": mean_loss(smaller, validation.sources, validation.targets, batch_size=64),
+    }
+    report.write_layers(layout.METRICS / "prune" / f"{level.key}.layers.csv", dense, left, names)
     write_json(layout.metrics_file("prune", level.key), metrics)
 
 

@@ -15,25 +15,28 @@ COMPRESSION_LEVEL = 9
 BLOCK = 64 * 2**20
 
 
-def sizes(model: PreTrainedModel, folder: Path) -> dict[str, float]:
+def sizes(model: PreTrainedModel, folder: Path, eligible: int | None = None) -> dict[str, float]:
     """Parameters (tied ones once), how many are not zero, sparsity of eligible weights, and bytes.
 
     Args:
         model: the loaded model.
         folder: its checkpoint.
+        eligible: weights that could be pruned of the baseline; where parts were removed the model has fewer. None: its
+            own.
 
     Returns:
         `parameters`, `nonzero_parameters`, `eligible_parameters`, `sparsity` (share of eligible weights that
-        are zero), `size_bytes` of the weights on disk, and `compressed_bytes` of them (see `compressed`).
+        are zero, or gone), `size_bytes` of the weights on disk, and `compressed_bytes` of them (see `compressed`).
     """
     anatomy = describe(model)
+    eligible = eligible or anatomy.eligible
     kept = sum(count_nonzero(weight) for weight in anatomy.weights.values())
     files = weight_files(folder)
     return {
         "parameters": anatomy.parameters,
         "nonzero_parameters": nonzero(model),
-        "eligible_parameters": anatomy.eligible,
-        "sparsity": 1 - kept / anatomy.eligible,
+        "eligible_parameters": eligible,
+        "sparsity": 1 - kept / eligible,
         "size_bytes": sum(file.stat().st_size for file in files),
         "compressed_bytes": sum(compressed(file) for file in files),
     }

@@ -296,13 +296,24 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _structure_trains_anew(self) -> Params:
+        if "structured" not in (*self.sweep.method, self.search.method):
+            return self
+        if self.finetune.rewind == "weights":
+            raise ValueError("method structured trains a smaller model each round: set finetune.rewind to none")
+        if self.finetune.distillation.hidden_weight:
+            raise ValueError("method structured leaves other blocks than the teacher has: set hidden_weight to 0")
+        return self
+
+    @model_validator(mode="after")
     def _levels_fit_the_pattern(self) -> Params:
         if self.prune.group:
             kept, group = self.prune.group
             share = 1 - kept / group
             # With matrices left out the sparsity over all is lower than the pattern's.
             least = 0 if self.prune.layers else share
-            if wrong := [s for s in self.sweep.sparsity if not least - 1e-9 <= s <= share + 1e-9]:
+            held = set(self.sweep.method) != {"structured"}  # which has no pattern
+            if held and (wrong := [s for s in self.sweep.sparsity if not least - 1e-9 <= s <= share + 1e-9]):
                 raise ValueError(f"prune.pattern {kept}:{group} is sparsity {share:g}, sweep.sparsity has {wrong[0]}")
         return self
 

@@ -24,6 +24,7 @@ Method = Literal[
     "sparsegpt",
     "alps",
     "dsnot",
+    "structured",
 ]
 
 
@@ -107,6 +108,24 @@ class DSnoT(Layerwise):
     threshold: NonNegative
 
 
+Removed = Literal["auto"] | Annotated[float | int, Field(ge=0, lt=1)]
+"""Share of a kind of unit that goes, or whatever the level's sparsity asks for."""
+
+
+class Structured(Section):
+    """Removal of whole parts."""
+
+    budget: Literal["parameters", "flops"]
+    allocation: Literal["uniform", "loss"]
+    score: Literal["norm", "taylor", "taylor_sum", "gate", "activation"]
+    layer_score: Literal["loss", "output"]
+    encoder_layers: Removed
+    decoder_layers: Removed
+    heads: Removed
+    neurons: Removed
+    width: Removed
+
+
 class Prune(Section):
     """How weights are chosen."""
 
@@ -130,6 +149,7 @@ class Prune(Section):
     sparsegpt: SparseGPT
     alps: Alps
     dsnot: DSnoT
+    structured: Structured
 
     @property
     def group(self) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from stages.models.anatomy import Matrix
 
 if TYPE_CHECKING:
     from stages.pruning.layerwise import Layerwise
+    from stages.pruning.structure.plan import Plan
 
 Batches = Callable[[], Iterable[dict[str, Tensor]]]
 """Gives the calibration batches, on the model's device, the same ones at every call."""
@@ -45,8 +46,20 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Structural:
+    """How parts to remove are chosen."""
+
+    choose: Callable[[Context, float], Plan]
+    """The plan whose cost is at most so much."""
+    cost: Callable[[Context], float]
+    """Of the model as it is."""
+
+
+@dataclass(frozen=True)
 class Criterion:
-    """How weights are ranked, and the training that prepares them for it, if any. One of the first two is given."""
+    """How weights are ranked, and the training that prepares them for it, if any. One of the first two is given, or
+    the last.
+    """
 
     importance: Callable[[Context], Mapping[str, Tensor]] | None = None
     """Score of every eligible weight, fp32, of the weight's shape; the lowest are pruned."""
@@ -57,6 +70,8 @@ class Criterion:
 
     learn: Callable[[Tensor, Tensor, Tensor], None] | None = None
     """Of scores learnt in fine-tuning: `learn(scores, weight, gradient)` changes them in place at each step."""
+    structure: Structural | None = None
+    """Of a method that removes parts of the model and sets nothing to zero; then none of the others is given."""
 
     @property
     def changes_weights(self) -> bool:

@@ -69,9 +69,9 @@ class Run:
             metrics={name: float(value) for name, value in metrics.items()}, step=step, time_ms=int(time.time() * 1000)
         )
 
-    def callbacks(self) -> list[TrainerCallback]:
-        """Trainer callbacks that log the loss curves as training goes."""
-        return [] if self._recorder is None else [_log_curves(self)]
+    def callbacks(self, steps: int = 0) -> list[TrainerCallback]:
+        """Trainer callbacks that log the loss curves as training goes; of one that begins after so many steps."""
+        return [] if self._recorder is None else [_log_curves(self, steps)]
 
     def end(self, status: str) -> None:
         """Say how the stage ended. What is left to write is written while the next stage starts."""
@@ -118,7 +118,7 @@ def _start_recorder(stage: str, key: str, experiment: str) -> subprocess.Popen[s
         return None
 
 
-def _log_curves(run: Run) -> TrainerCallback:
+def _log_curves(run: Run, steps: int = 0) -> TrainerCallback:
     from transformers import TrainerCallback
 
     class LogCurves(TrainerCallback):
@@ -129,6 +129,6 @@ def _log_curves(run: Run) -> TrainerCallback:
             names["sparsity"] = "sparsity"
             points = {name: float(logs[logged]) for logged, name in names.items() if logged in logs}
             if points and state.is_world_process_zero:
-                run.log_metrics(points, step=state.global_step)
+                run.log_metrics(points, step=steps + state.global_step)
 
     return LogCurves()

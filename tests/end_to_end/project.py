@@ -17,8 +17,9 @@ from shared import ROOT, SMALL, merge
 from stages.verify import TIMINGS
 
 NAMES = ["phone", "post", "area", "name", "food", "price", "stars", "type"]
-METHODS = ["magnitude", "l1"]
-KEYS = ["magnitude-0.6", "l1-0.6"]
+METHODS = ["magnitude", "l1", "structured"]
+KEYS = ["magnitude-0.6", "l1-0.6", "structured-0.6"]
+MASKED = KEYS[:2]
 CHANGES: dict[str, Any] = {
     "runtime": {"threads": 1, "precision": "fp32"},
     "data": {"path": "data/raw/small.csv"},

@@ -61,6 +61,12 @@ def remove(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     return smaller.eval()
 
 
+def names_after(structure: Structure, plan: Plan) -> dict[str, str]:
+    """Names of the tensors that are left: before removal, and after it."""
+    renamed = {name: _renamed(name, structure, plan) for name in structure.tensors}
+    return {before: after for before, after in renamed.items() if after is not None}
+
+
 def _cut(tensor: Tensor, dimensions: tuple[Dimension | None, ...], structure: Structure, plan: Plan) -> Tensor:
     for place, dimension in enumerate(dimensions):
         if dimension and dimension.axis in plan.units:

@@ -1,0 +1,296 @@
+"""Which structure a budget leaves: first how many units of each kind stay, then which."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from stages.errors import UserError
+from stages.models.anatomy import Side
+from stages.params.prune import Structured
+from stages.pruning.criterion import Context
+from stages.pruning.structure import scores
+from stages.pruning.structure.axes import Axis, Structure, describe
+from stages.pruning.structure.cost import BUDGETS, Cost
+from stages.pruning.structure.masking import masked
+from stages.pruning.structure.plan import Plan, whole
+
+MOST_TRIED = 64
+"""Structures whose loss is measured at most."""
+STEPS = 4
+"""Sizes of heads and width between all and none that allocation `loss` tries."""
+
+
+@dataclass(frozen=True, eq=False)
+class Knob:
+    """A number that can be lowered: of layers, or of units that have to agree."""
+
+    kind: str
+    """As its share is called in params `prune.structured`."""
+    size: int
+    fields: Mapping[str, int]
+    """Config fields it sets: units of each in one step."""
+    side: Side | None = None
+    """Of layers."""
+    allowed: tuple[int, ...] = ()
+    """Sizes that a config can hold, ascending; none: all."""
+
+
+Sizes = Mapping[Knob, int]
+"""How much of each knob stays."""
+
+
+def choose(context: Context, limit: float) -> Plan:
+    """The structure whose cost is just not above a limit.
+
+    Args:
+        context: the model, its calibration batches, and params `prune.structured`.
+        limit: in the unit of the budget (`cost`).
+
+    Raises:
+        UserError: no structure costs so little, or the shares asked for cannot be had.
+    """
+    rules: Structured = context.settings
+    structure = describe(context.model)
+    cost_of = BUDGETS[rules.budget](context, structure)
+    if cost_of(whole(structure)) <= limit:
+        return whole(structure)
+    knobs = _knobs(structure, rules)
+    fixed = {knob: _left(knob, share) for knob in knobs if (share := getattr(rules, knob.kind)) != "auto"}
+    free = [knob for knob in knobs if knob not in fixed]
+    units = _Units(context, structure, rules)
+    if rules.allocation == "uniform":
+        return units.plan(_uniform(structure, cost_of, fixed, free, limit))
+    return _least_loss(context, structure, units, _candidates(structure, cost_of, fixed, free, limit))
+
+
+def cost(context: Context) -> float:
+    """What the model of a context costs, in the unit of its budget."""
+    structure = describe(context.model)
+    return BUDGETS[context.settings.budget](context, structure)(whole(structure))
+
+
+class _Units:
+    """Which layers and units stay, given how many; scores are computed once."""
+
+    def __init__(self, context: Context, structure: Structure, rules: Structured) -> None:
+        self._context, self._structure, self._rules = context, structure, rules
+        self._scores: dict[str, Tensor] = {}
+        self._layers: dict[tuple[Side, int], tuple[int, ...]] = {}
+
+    def plan(self, sizes: Sizes) -> Plan:
+        """The plan that keeps the best of each knob.
+
+        Raises:
+            UserError: a config cannot hold these sizes.
+        """
+        layers = dict(whole(self._structure).layers)
+        for knob, left in sizes.items():
+            if knob.side:
+                layers[knob.side] = self._kept_layers(knob.side, knob.size - left)
+        plan = Plan(layers)
+        counts = {field: left * step for k, left in sizes.items() if left < k.size for field, step in k.fields.items()}
+        if counts and not self._scores:
+            self._scores = scores.units(self._context, self._structure, self._rules.score)
+        kept = {
+            axis.name: _best(self._scores[axis.name], counts[axis.size])
+            for axis in self._structure.axes.values()
+            if axis.size in counts and plan.has(axis)
+        }
+        plan = Plan(layers, kept)
+        plan.check(self._structure, "prune.structured")
+        return plan
+
+    def _kept_layers(self, side: Side, goes: int) -> tuple[int, ...]:
+        if (side, goes) not in self._layers:
+            order = scores.LAYERS[self._rules.layer_score]
+            self._layers[side, goes] = order(self._context, self._structure, {side: goes})[side]
+        return self._layers[side, goes]
+
+
+def _knobs(structure: Structure, rules: Structured) -> list[Knob]:
+    """What of a model can be lowered, as far as its family and the rules allow it."""
+    knobs = [
+        Knob(f"{side}_layers", stack.blocks, {}, side)
+        for side, stack in sorted(structure.stacks.items())  # the decoder first: it takes most of a reply's time
+        if not _refused(rules, f"{side}_layers", stack.locked)
+    ]
+    sizes: dict[str, Any] = {}
+    for axis in structure.axes.values():
+        sizes.setdefault(axis.size, axis)
+    bound = {size for size in sizes if size in structure.head_sizes}
+    widths = [axis for axis in sizes.values() if axis.kind == "width"]
+    if bound:
+        _refused(rules, "heads", "in this family heads fill the width: set prune.structured.width, and heads to auto")
+    for axis in sizes.values():
+        if (axis.kind == "neurons" or (axis.kind == "heads" and axis.size not in bound)) and getattr(rules, axis.kind):
+            knobs.append(Knob(axis.kind, axis.units, {axis.size: 1}, allowed=_allowed(axis, structure, rules)))
+    groups = [widths] if structure.same_width else [[axis] for axis in widths]
+    for group in groups:
+        locked = next((axis.locked for axis in group if axis.locked), None)
+        if _refused(rules, "width", locked):
+            continue
+        sides = {axis.side for axis in group} | ({"encoder", "decoder"} if len(widths) == 1 else set())
+        heads = {size: structure.head_sizes[size] for size in bound if sizes[size].side in sides}
+        step = math.lcm(*heads.values(), *_divisors(structure))
+        units = group[0].units
+        fields = {axis.size: step for axis in group} | {size: step // of for size, of in heads.items()}
+        knobs.append(Knob("width", units // step, fields))
+    return knobs
+
+
+def _divisors(structure: Structure) -> list[int]:
+    """What the width has to be a multiple of, where the config wants heads to divide it."""
+    found = [1]
+    for axis in structure.axes.values():
+        if axis.kind == "heads" and structure.stacks[axis.side].family.divisible:
+            found.append(axis.units * structure.queries)
+    return found
+
+
+def _allowed(axis: Axis, structure: Structure, rules: Structured) -> tuple[int, ...]:
+    """Numbers of heads that divide the width, where the config wants that; whatever is left of the width."""
+    if axis.kind != "heads" or not structure.stacks[axis.side].family.divisible:
+        return ()
+    width = structure.width(axis.side).units if rules.width == 0 else axis.units * structure.queries
+    return tuple(heads for heads in range(1, axis.units + 1) if width % (heads * structure.queries) == 0)
+
+
+def _refused(rules: Structured, kind: str, reason: str | None) -> bool:
+    """Whether a kind cannot be cut.
+
+    Raises:
+        UserError: a share of it is asked for all the same.
+    """
+    share = getattr(rules, kind)
+    if reason and share not in ("auto", 0):
+        raise UserError(f"prune.structured.{kind} cannot be {share}: {reason}")
+    return bool(reason) or share == 0
+
+
+def _left(knob: Knob, share: float) -> int:
+    """What stays of a knob that loses a share of it, rounded up; at least one."""
+    left = max(1, math.ceil(knob.size * (1 - share) - 1e-9))
+    return next((size for size in knob.allowed if size >= left), left)
+
+
+def _uniform(structure: Structure, cost_of: Cost, fixed: Sizes, free: Iterable[Knob], limit: float) -> dict[Knob, int]:
+    """Sizes within the limit of which free knobs lose about the same share.
+
+    Where there are few layers, the same share of each can be far less than the limit. So layers, heads and width go one
+    after another, the next always of what has lost the smallest share, and neurons as many as it then takes; of all
+    that comes as near to the limit as any, the most even is taken.
+    """
+    free = list(free)
+    fine = [knob for knob in free if knob.kind == "neurons"]
+    coarse = [knob for knob in free if knob not in fine]
+    dense = cost_of(whole(structure))
+    found = []
+    held = {**fixed, **{knob: knob.size for knob in coarse}}
+    steps = sorted((lost / knob.size, place, lost) for place, knob in enumerate(coarse) for lost in range(1, knob.size))
+    for share, place, _ in [(0.0, -1, 0), *steps]:
+        if place >= 0:
+            held[coarse[place]] = _left(coarse[place], share)
+        sizes = _same_share(structure, cost_of, held, fine, limit)
+        short = limit - _cost(structure, cost_of, sizes)
+        if short >= 0:
+            found.append((round(short / dense, 2), max((1 - sizes[k] / k.size for k in free), default=0), sizes))
+    if not found:
+        _within(structure, cost_of, {**fixed, **dict.fromkeys(free, 1)}, limit)
+    return min(found, key=lambda candidate: candidate[:2])[2]
+
+
+def _same_share(
+    structure: Structure, cost_of: Cost, fixed: Sizes, free: Sequence[Knob], limit: float
+) -> dict[Knob, int]:
+    """The largest sizes within the limit of which all free knobs lose the same share; the least if none are."""
+    shares = sorted({lost / knob.size for knob in free for lost in range(knob.size)} | {0.0})
+
+    def sizes(place: int) -> dict[Knob, int]:
+        return {**fixed, **{knob: _left(knob, shares[place]) for knob in free}}
+
+    # Costs fall as the share grows: the first place from which on they are within the limit.
+    place = bisect_left(range(len(shares) - 1), True, key=lambda p: _cost(structure, cost_of, sizes(p)) <= limit)
+    return sizes(place)
+
+
+def _candidates(
+    structure: Structure, cost_of: Cost, fixed: Sizes, free: Iterable[Knob], limit: float
+) -> Iterator[dict[Knob, int]]:
+    """Sizes within the limit: every number of layers, some of heads and width, and as many neurons as fit then."""
+    free = list(free)
+    fine = [knob for knob in free if knob.kind == "neurons"]
+    coarse = [knob for knob in free if knob.kind != "neurons"]
+    tried = 0
+    for sizes in itertools.product(*(_some(knob) for knob in coarse)):
+        chosen = {**fixed, **dict(zip(coarse, sizes, strict=True))}
+        if _cost(structure, cost_of, {**chosen, **dict.fromkeys(fine, 1)}) > limit:
+            continue
+        found = _uniform(structure, cost_of, chosen, fine, limit)
+        wasteful = any(
+            left < knob.size and _cost(structure, cost_of, {**found, knob: left + 1}) <= limit
+            for knob, left in found.items()
+            if knob in coarse
+        )
+        if not wasteful:
+            tried += 1
+            yield found
+    if not tried:
+        _within(structure, cost_of, {**fixed, **dict.fromkeys(free, 1)}, limit)
+
+
+def _some(knob: Knob) -> list[int]:
+    if knob.side:
+        return list(range(knob.size, 0, -1))
+    return sorted({_left(knob, 1 - step / STEPS) for step in range(1, STEPS + 1)}, reverse=True)
+
+
+def _least_loss(
+    context: Context, structure: Structure, units: _Units, candidates: Iterable[Mapping[Knob, int]]
+) -> Plan:
+    best: tuple[float, Plan] | None = None
+    refused: UserError | None = None
+    for sizes in itertools.islice(candidates, MOST_TRIED):
+        try:
+            plan = units.plan(sizes)
+        except UserError as error:  # no config of the family has these sizes
+            refused = error
+            continue
+        with masked(context.model, plan, structure):
+            loss = scores.mean_loss(context)
+        if best is None or loss < best[0]:
+            best = loss, plan
+    if best is None:
+        raise refused or UserError("prune.structured: no structure meets the budget")
+    return best[1]
+
+
+def _cost(structure: Structure, cost_of: Cost, sizes: Sizes) -> float:
+    """Of so many units, whichever they are."""
+    layers = dict(whole(structure).layers)
+    layers |= {knob.side: tuple(range(left)) for knob, left in sizes.items() if knob.side}
+    counts = {field: left * step for knob, left in sizes.items() for field, step in knob.fields.items()}
+    axes = structure.axes.values()
+    return cost_of(Plan(layers, {a.name: tuple(range(counts[a.size])) for a in axes if a.size in counts}))
+
+
+def _within(structure: Structure, cost_of: Cost, sizes: Sizes, limit: float) -> None:
+    found = _cost(structure, cost_of, sizes)
+    if found > limit:
+        share = found / cost_of(whole(structure))
+        raise UserError(
+            f"prune.structured: the least that can be left is {share:.0%} of the budget, more than the level's "
+            "sparsity allows: lower the sparsity, or set more kinds to auto"
+        )
+
+
+def _best(found: Tensor, count: int) -> tuple[int, ...]:
+    """The units of the highest scores, ascending; of equal ones the first."""
+    order = found.argsort(descending=True, stable=True)
+    return tuple(sorted(order[:count].tolist()))

@@ -1,0 +1,152 @@
+"""Budgets: costs by hand, and structures that keep within them on every family."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from shared import FAMILIES, SMALL, SOURCES, TARGETS
+
+from stages.errors import UserError
+from stages.models import anatomy
+from stages.pruning.criterion import Context
+from stages.pruning.structure import choice, cost
+from stages.pruning.structure.axes import describe
+from stages.pruning.structure.plan import Plan, whole
+from stages.pruning.structure.removal import remove
+
+
+@pytest.fixture
+def context(built, settings):
+    def get(family: str, **rules) -> Context:
+        generator = copy.deepcopy(built(family))
+        generator.model.eval()
+        batch = generator.collate(generator.encode(SOURCES, TARGETS))
+        matrices = anatomy.describe(generator.model).matrices
+        chosen = settings(prune={"structured": rules}).prune.structured
+        return Context(generator.model, matrices, lambda: [batch], 0, chosen)
+
+    return get
+
+
+@pytest.mark.parametrize("width", [0, "auto"])
+@pytest.mark.parametrize("budget", cost.BUDGETS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_left_is_within_the_budget_and_no_less_than_need_be(family, budget, width, context):
+    looked_at = context(family, budget=budget, width=width)
+    model = looked_at.model
+    structure = describe(model)
+    cost_of = cost.BUDGETS[budget](looked_at, structure)
+    dense = cost_of(whole(structure))
+    assert dense == choice.cost(looked_at)
+    least = choice._cost(structure, cost_of, dict.fromkeys(choice._knobs(structure, looked_at.settings), 1))
+    for sparsity in (0.2, 0.4, 0.6):
+        if dense * (1 - sparsity) < least:
+            continue
+        plan = choice.choose(looked_at, dense * (1 - sparsity))
+        smaller = remove(model, plan)
+        left = Context(smaller, anatomy.describe(smaller).matrices, looked_at.batches, 0, looked_at.settings)
+        assert choice.cost(left) == pytest.approx(cost_of(plan))
+        assert dense * (1 - sparsity - 0.3) < cost_of(plan) <= dense * (1 - sparsity)
+
+
+def test_parameters_are_the_eligible_weights(context):
+    looked_at = context("t5")
+    cost_of = cost.parameters(looked_at, describe(looked_at.model))
+    assert cost_of(whole(describe(looked_at.model))) == anatomy.describe(looked_at.model).eligible
+
+
+def test_operations_by_hand(context, built):
+    """BERT2BERT, 2 + 2 layers of width 16 with 32 neurons: 2 a weight and token, and a head of vocabulary x 16."""
+    looked_at = context("bert", budget="flops")
+    generator = built("bert")
+    batch = generator.collate(generator.encode(SOURCES, TARGETS))
+    source = int(batch["attention_mask"].sum()) / len(SOURCES)
+    target = int((batch["labels"] != -100).sum()) / len(SOURCES)
+    square, feed_forward = 16 * 16, 2 * 16 * 32
+    encoder = 2 * (4 * square + feed_forward) * source
+    decoder = 2 * ((6 * square + feed_forward) * target + 2 * square * source)
+    head = looked_at.model.config.decoder.vocab_size * 16 * target
+    assert choice.cost(looked_at) == pytest.approx(2 * (encoder + decoder + head))
+
+
+def test_a_sparsity_of_zero_removes_nothing(context):
+    looked_at = context("bert")
+    assert choice.choose(looked_at, choice.cost(looked_at)) == whole(describe(looked_at.model))
+
+
+def test_shares_of_their_own(context):
+    looked_at = context("bart", encoder_layers=0, decoder_layers=0.5, neurons=0.25, heads=0)
+    plan = choice.choose(looked_at, choice.cost(looked_at) * 0.9)
+    structure = describe(looked_at.model)
+    assert {side: len(kept) for side, kept in plan.layers.items()} == {"encoder": 1, "decoder": 1}
+    for axis in structure.axes.values():
+        if plan.has(axis):
+            assert len(plan.kept(axis)) == (24 if axis.kind == "neurons" else axis.units)
+
+
+def test_the_units_with_the_highest_scores_stay(context):
+    strong = (1, 4, 30)
+    share = 1 - len(strong) / (4 * SMALL["gpt2"]["n_embd"])
+    looked_at = context("gpt2", score="norm", encoder_layers=0, decoder_layers=0, heads=0, neurons=share)
+    with torch.no_grad():
+        for block in looked_at.model.transformer.h:
+            block.mlp.c_fc.weight[:, list(strong)] += 10
+    plan = choice.choose(looked_at, choice.cost(looked_at) * 0.9)
+    assert plan.units["decoder.0.neurons"] == plan.units["decoder.1.neurons"] == strong
+
+
+def test_of_equal_units_the_first_stay():
+    assert choice._best(torch.tensor([1.0, 2.0, 1.0, 1.0, 2.0]), 3) == (0, 1, 4)
+
+
+def test_the_least_loss_is_no_more_than_that_of_the_even_structure(context):
+    from stages.pruning.structure import scores
+    from stages.pruning.structure.masking import masked
+
+    found = {}
+    for allocation in ("uniform", "loss"):
+        looked_at = context("bert", allocation=allocation)
+        plan = choice.choose(looked_at, choice.cost(looked_at) * 0.5)
+        with masked(looked_at.model, plan):
+            found[allocation] = scores.mean_loss(looked_at)
+    assert found["loss"] <= found["uniform"] + 1e-6
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "loss"])
+def test_more_than_can_be_removed(allocation, context):
+    looked_at = context("bert", allocation=allocation, decoder_layers=0, encoder_layers=0)
+    with pytest.raises(UserError, match=r"the least that can be left is \d+% of the budget"):
+        choice.choose(looked_at, choice.cost(looked_at) * 0.1)
+
+
+def test_heads_that_fill_the_width_go_with_it(context):
+    with pytest.raises(UserError, match=r"prune.structured.heads cannot be 0.5: .* set prune.structured.width"):
+        choice.choose(context("bert", heads=0.5), 1.0)
+    looked_at = context("bert", width=0.5, encoder_layers=0, decoder_layers=0)
+    plan = choice.choose(looked_at, choice.cost(looked_at) * 0.6)
+    smaller = remove(looked_at.model, plan)
+    assert smaller.config.decoder.hidden_size == smaller.config.encoder.hidden_size == 8
+    assert smaller.config.decoder.num_attention_heads == 1
+
+
+def test_a_width_that_has_to_stay(context):
+    with pytest.raises(UserError, match=r"prune.structured.width cannot be 0.5: Marian"):
+        choice.choose(context("marian", width=0.5), 1.0)
+
+
+@pytest.mark.parametrize(("width", "heads"), itertools.product([0, "auto"], ["auto", 0.5]))
+def test_grouped_heads_keep_dividing_the_width(width, heads, context):
+    looked_at = context("llama", width=width, heads=heads, decoder_layers=0)
+    plan = choice.choose(looked_at, choice.cost(looked_at) * 0.55)
+    config = remove(looked_at.model, plan).config
+    assert config.hidden_size % config.num_attention_heads == 0
+    assert config.num_attention_heads == 2 * config.num_key_value_heads
+
+
+def test_the_same_structure_every_time(context):
+    plans = {repr(choice.choose(c, choice.cost(c) * 0.5)) for c in (context("t5"), context("t5"))}
+    assert len(plans) == 1
+    assert isinstance(plan := choice.choose(context("t5"), 1e9), Plan) and plan.units == {}
