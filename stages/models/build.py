@@ -23,10 +23,10 @@ from stages.models.checkpoint import (
     load_config,
     load_model,
     load_tokenizer,
-    one_line,
     sides,
     vocabulary_size,
 )
+from stages.models.origins import check_weights, one_line
 from stages.models.sharing import share_sides
 from stages.models.tokenizers import keep_placeholders, train_tokenizer
 from stages.params import Model, Side
@@ -47,6 +47,10 @@ def build(model: Model, texts: Sequence[str], placeholder: str | None = None) ->
     Raises:
         UserError: a checkpoint cannot be read, or sizes do not fit together.
     """
+    for origin in dict.fromkeys((model.checkpoint, model.encoder.checkpoint, model.decoder.checkpoint)):
+        if origin:
+            # Before a tokenizer is missed, or trained.
+            check_weights(origin, load_config(origin))
     tokenizer = _tokenizer(model, texts)
     size = vocabulary_size(tokenizer)
     if placeholder:

@@ -7,12 +7,10 @@ many tokens to generate) is kept where `transformers` keeps it: `model_max_lengt
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,12 +24,13 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.tokenization_utils_base import LARGE_INTEGER
-from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from stages.bitmasks import MASKS_FILE, Masks
 from stages.errors import UserError
 from stages.files import replacing
 from stages.models import sparse
+from stages.models.origins import check_safe, check_there, reading
+from stages.models.origins import one_line as one_line
 from stages.models.sharing import copies, share_sides, unshared_state
 
 Kind = Literal["encoder_decoder", "seq2seq", "causal"]
@@ -215,7 +214,8 @@ def load_config(origin: str) -> Any:
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    return _reading(origin, lambda: AutoConfig.from_pretrained(origin, trust_remote_code=False))
+    check_there(origin)
+    return reading(origin, lambda: AutoConfig.from_pretrained(origin, trust_remote_code=False))
 
 
 def load_tokenizer(origin: str) -> Any:
@@ -224,9 +224,10 @@ def load_tokenizer(origin: str) -> Any:
     Raises:
         UserError: there is none, it has no vocabulary, or it cannot be read.
     """
+    check_there(origin)
     folder = Path(origin)
     try:
-        tokenizer = _reading(origin, lambda: AutoTokenizer.from_pretrained(origin, trust_remote_code=False))
+        tokenizer = reading(origin, lambda: AutoTokenizer.from_pretrained(origin, trust_remote_code=False))
     except UserError:
         if not folder.is_dir() or any(file for pattern in VOCABULARIES for file in folder.glob(pattern)):
             raise
@@ -254,8 +255,8 @@ def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str
     Raises:
         UserError: there are no safetensors, they are damaged, or they are not the weights of this config.
     """
-    _check_safe(origin, config)
-    model, report = _reading(
+    check_safe(origin, config)
+    model, report = reading(
         origin,
         lambda: _from_pretrained(
             origin,
@@ -312,60 +313,6 @@ def _check_belongs(tokenizer: Any, model: Any, folder: Path) -> None:
         )
 
 
-def _check_safe(origin: str, config: Any) -> None:
-    """Check that no weights which `from_pretrained` would read are pickled.
-
-    Its `use_safetensors` is not enough: an index, an adapter or the config may name files of any kind.
-
-    Raises:
-        UserError: some are, or may be.
-    """
-    folder = Path(origin)
-    if named := getattr(config, "transformers_weights", None):
-        raise UserError(f"{origin}/config.json has its weights in {named}: name that file {SAFE_WEIGHTS_NAME}")
-    if (folder / ADAPTER_CONFIG_NAME).is_file():
-        raise UserError(f"{origin} holds an adapter ({ADAPTER_CONFIG_NAME}): merge it into the model it is of")
-    if _file(origin, SAFE_WEIGHTS_NAME):
-        return
-    if index := _file(origin, SAFE_WEIGHTS_INDEX_NAME):
-        shards = _reading(origin, lambda: set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        for name in sorted(map(str, shards)):
-            if Path(name).suffix != ".safetensors" or Path(name).name != name:
-                _refuse_pickled(origin, f"{name} of {SAFE_WEIGHTS_INDEX_NAME}")
-    elif pickled := sorted(folder.glob("*.bin")):
-        _refuse_pickled(origin, pickled[0].name)
-
-
-def _refuse_pickled(origin: str, what: str) -> NoReturn:
-    raise UserError(
-        f"{origin} holds pickled weights ({what}), which can run code when read: convert them to safetensors with a "
-        "tool you trust"
-    )
-
-
-def _file(origin: str, name: str) -> Path | None:
-    """A file of a local folder or hub id, fetched if need be; None if it has none of that name."""
-    found = _reading(origin, lambda: cached_file(origin, name, _raise_exceptions_for_missing_entries=False))
-    return Path(found) if found else None
-
-
-def one_line(error: Exception) -> str:
-    """What an error of a library says, on one line."""
-    said = " ".join(str(error).split())[:300] or type(error).__name__
-    return f"{said} is not known" if isinstance(error, KeyError) else said
-
-
 def by(shape: Sequence[int]) -> str:
     """A shape as an error spells it."""
     return " x ".join(map(str, shape))
-
-
-def _reading(origin: str, read: Callable[[], Any]) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return read()
-    except UserError:
-        raise
-    except Exception as error:  # transformers, safetensors and json each raise their own kinds
-        raise UserError(f"cannot read {origin}: {one_line(error)}") from error

@@ -53,6 +53,38 @@ def test_a_checkpoint_without_its_tokenizer_is_refused(family, saved, build_fami
             (folder / left).unlink()
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: file.rename(file.with_name("pytorch_model.bin")), r"holds pickled weights \(pytorch_model.bin\)"),
+        (lambda file: file.write_bytes(b"garbage"), "/model.safetensors: "),
+    ],
+)
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_weights_are_looked_at_before_the_tokenizer(family, spoil, message, saved, build_family):
+    folder = saved(family)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    spoil(folder / "model.safetensors")
+    with pytest.raises(UserError, match=f"{folder}.*{message}"):
+        build_family(family, **start_from(folder, family))
+
+
+@pytest.mark.parametrize("name", ["data/checkpoints/none", "data/none", "./none", "../none", "/no/where", "~/none"])
+def test_a_folder_that_is_not_there_is_no_hub_id(name, build_family):
+    message = f"^{name} does not exist: put the checkpoint there"
+    with pytest.raises(UserError, match=message):
+        build_family("bert", encoder={"checkpoint": name, "config": {}})
+    with pytest.raises(UserError, match=message):
+        build_family("bert", tokenizer={"checkpoint": name})
+
+
+def test_a_file_is_no_checkpoint(saved, build_family):
+    file = saved("bart") / "model.safetensors"
+    with pytest.raises(UserError, match=f"^{file} is a file: name the folder"):
+        build_family("bart", **start_from(file, "bart"))
+
+
 def test_a_tokenizer_of_bytes_needs_no_vocabulary(build_family, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
     tokenizer = {"checkpoint": str(tmp_path), "vocab_size": 300, "lowercase": False}
