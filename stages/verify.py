@@ -62,10 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Recompute, compare and report."""
     args = _parse(arguments)
     commit = commit_of(args.rev)
+    runtime = params.load("runtime").runtime
     logs = (SCRATCH / "logs").absolute()
     logs.mkdir(parents=True, exist_ok=True)
     with clone_of(commit, SCRATCH):
-        runtime = params.load("runtime").runtime
+        # Another commit's params may have sections that are none of this code's: only these values are of interest.
+        runtime = runtime.model_copy(update=params.read_yaml(params.PARAMS_FILE).get("runtime", {}))
         needs = graph()
         stages = _stages(args, needs)
         before = Pipeline(Path()).entries

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,8 +79,13 @@ def test_what_is_not_reproducible_is_named_with_what_follows_from_it(again):
     assert "threads:" not in out and "MKL_CBWR=AVX2 is set" in out and "here: torch" in out
 
 
-def test_an_older_commit_by_its_own_code(again):
+def test_an_older_commit_by_its_own_code_and_params(again):
+    params = again.folder / "params.yaml"
+    today = params.read_text()
+    params.write_text(today.replace("\nsearch:", "\nhunt:"))
     first = commit(again)
+    params.write_text(today)
+    commit(again)
     again.run("git", "checkout", "-q", "--detach")
     (again.folder / "stage.py").write_text("raise SystemExit('broken')")
     status, _, err = verify(again)
@@ -86,6 +93,20 @@ def test_an_older_commit_by_its_own_code(again):
     commit(again)
     assert verify(again, "prune@taylor-0.5")[0] == 1
     assert verify(again, "--rev", first)[0] == 0 and again.times().keys() == LEVEL
+
+
+def test_interrupted_it_leaves_nothing(again):
+    commit(again)
+    again.forget()
+    process = again.start(sys.executable, "-m", "stages.verify", WAIT="prune@taylor-0.5")
+    deadline = time.monotonic() + 60
+    while not again.log.exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.startswith("interrupted: nothing was compared") and not out
+    assert not list((again.folder / ".scratch/verify").glob("clone-*")) and again.times() == {}
 
 
 def test_mistakes_end_in_one_line(again):
