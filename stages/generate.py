@@ -4,8 +4,8 @@
     python -m stages.generate --model outputs/models/baseline --input texts.txt --output outputs.jsonl
     cat texts.txt | python -m stages.generate --model dense --num-beams 4
 
-In: a checkpoint (a folder, or the key of a level), and texts, one a line: given by --text (any number of
-times), from a file, or from standard input.
+In: a checkpoint (a folder, or the key of a level) or a folder that stages.export wrote, and texts, one a line: given
+by --text (any number of times), from a file, or from standard input.
 Out: one object a text, {"input": …, "output": …}; a blank line gives a blank output, so line n of the output
 belongs to line n of the input. Texts are generated in batches and written as they are done; a file given
 by --output appears when all is written.
@@ -48,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from transformers.utils import logging
 
     from stages.evaluation.generation import stream
-    from stages.models import checkpoint
+    from stages.runtimes import folder as runtimes
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    generator = checkpoint.load(folder)
+    generator = runtimes.load(folder)
     limit = generator.max_target_tokens
     if args.max_new_tokens and args.max_new_tokens > limit:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: {folder} was trained to write at most {limit}")
@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stages.generate", description="Generate from a checkpoint to JSON Lines."
     )
-    parser.add_argument("--model", required=True, help="checkpoint folder, or baseline, dense, magnitude-0.5, …")
+    parser.add_argument(
+        "--model", required=True, help="checkpoint folder or export, or baseline, dense, magnitude-0.5, …"
+    )
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--input", type=Path, help="UTF-8 file with a text a line (default: standard input)")
     given.add_argument("--text", action="append", help="a text; may be repeated")

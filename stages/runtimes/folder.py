@@ -1,0 +1,86 @@
+"""Exported folders: write one in the format that is asked for, load one by what it holds."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from stages.errors import UserError
+from stages.files import replacing
+from stages.models import checkpoint
+from stages.models.checkpoint import Generator
+from stages.runtimes.description import FORMATS, Description, is_exported, versions
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+
+def save(generator: Generator, folder: Path, format: str, *, source: str) -> None:
+    """Write a generator in one of `FORMATS`, replacing `folder` only once all is written.
+
+    Beside graphs there are the tokenizer, the configs, and `export.json`, which describes the folder.
+
+    Args:
+        generator: what to write.
+        folder: to write to; an earlier export there is replaced.
+        format: one of `FORMATS`.
+        source: what the generator is called.
+
+    Raises:
+        UserError: the format is not known, cannot hold this model, or needs packages that are not installed; or the
+            folder holds something else.
+    """
+    if format not in FORMATS:
+        raise UserError(f"{format} is no format to export to: use one of {', '.join(FORMATS)}")
+    if folder.exists() and not is_exported(folder):
+        raise UserError(f"{folder} exists and is no earlier export: name a new folder")
+    with replacing(folder) as partial:
+        checkpoint.save(generator, partial)
+        model_type = generator.model.config.model_type
+        if format == "safetensors":
+            used = versions("torch", "transformers")
+            Description(format, source, model_type, {}, used).save(partial)
+            return
+        _require(format, PACKAGES)
+        from stages.runtimes import onnx_export
+        from stages.runtimes.quantise import quantise
+
+        for weights in partial.glob("model*.safetensors*"):
+            weights.unlink()  # the graphs have their own
+        if format == "onnx":
+            graphs = onnx_export.export(generator, partial)
+        else:
+            with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".float-") as between:
+                graphs = onnx_export.export(generator, Path(between))
+                for file in graphs.values():
+                    quantise(Path(between) / file, partial / file)
+        Description(format, source, model_type, graphs, versions("torch", "transformers", *PACKAGES)).save(partial)
+
+
+def load(folder: Path) -> Generator:
+    """Load a checkpoint, or what `save` wrote.
+
+    Raises:
+        UserError: the folder is damaged, or needs packages that are not installed.
+    """
+    if not is_exported(folder):
+        return checkpoint.load(folder)
+    description = Description.load(folder)
+    if description.format == "safetensors":
+        return checkpoint.load(folder)
+    _require(description.format, ("onnxruntime",))
+    from stages.runtimes import onnx_model
+
+    return onnx_model.load(folder)
+
+
+def _require(format: str, packages: Sequence[str]) -> None:
+    """Say how to install what a format needs, if it is not there."""
+    for package in packages:
+        try:
+            import_module(package)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"{format} needs the package {package}: run `pip install -c constraints.txt -e '.[export]'`"
+            ) from error
