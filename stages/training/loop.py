@@ -86,9 +86,9 @@ def train(
     arguments = _arguments(total_steps(len(examples), optimization), optimization, runtime, scratch, keep_best)
     callbacks = [*callbacks, *([Patience(patience)] if patience else [])]
     store = None
-    if checkpoints and checkpoints.every and processes() == 1:
+    if checkpoints and checkpoints.every:
         knobs = (optimization.model_dump(exclude={"checkpoint_every"}), runtime, starts, keep_best, patience)
-        parts = decisive(generator.model, callbacks, (examples, validation), *knobs, arguments.bf16)
+        parts = decisive(generator.model, callbacks, (examples, validation), *knobs, arguments.bf16, processes())
         store = checkpoints.of(*parts)
     if writes_outputs():
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed

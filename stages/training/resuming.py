@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from stages.files import digest
 from stages.training.checkpoints import Store
@@ -30,6 +30,8 @@ from stages.training.checkpoints import Store
 TENSORS = "state.safetensors"
 BEST = "best"
 """Folder of the weights of the lowest validation loss so far."""
+GENERATORS = ".generators"
+"""Folder in which processes hand over the state of their random generators."""
 
 
 @runtime_checkable
@@ -71,7 +73,7 @@ class ResumableTrainer(Trainer):
 
     def run(self) -> None:
         """Train, from the latest checkpoint on if there is one."""
-        self._restored = self._store.latest() if self._store else None
+        self._restored = self._latest()
         if self._restored:
             state = TrainerState.load_from_json(str(self._restored / TRAINER_STATE_NAME))
             if state.best_model_checkpoint and self.args.should_save:
@@ -84,6 +86,16 @@ class ResumableTrainer(Trainer):
                 done = f"step {self.state.global_step} of {self.state.max_steps}"
                 self._say(f"stopped after {done}; checkpoint {last} is kept to go on from")
             raise
+
+    def _latest(self) -> Path | None:
+        """The latest checkpoint, if all processes that train together see the same one."""
+        latest = self._store.latest() if self._store else None
+        if self.args.world_size > 1:
+            step = torch.tensor([int(latest.name.rpartition("-")[2]) if latest else 0], device=self.args.device)
+            if len(set(self.accelerator.gather(step).tolist())) > 1:
+                self._say("processes see different checkpoints, so training begins anew: .scratch has to be shared")
+                return None
+        return latest
 
     def between_steps(self) -> None:
         """Restore the checkpoint that this run goes on from, or keep one if it is time."""
@@ -100,10 +112,20 @@ class ResumableTrainer(Trainer):
 
     def _keep(self) -> None:
         assert self._store
+        generators = self._store.folder / GENERATORS
+        generators.mkdir(parents=True, exist_ok=True)
+        try:
+            self._save_rng_state(str(generators))  # each process has its own
+        finally:
+            self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
         with self._store.writing(self.state.global_step) as folder:
+            for rank in range(self.args.world_size):
+                name = "rng_state.pth" if self.args.world_size == 1 else f"rng_state_{rank}.pth"
+                (generators / name).replace(folder / name)
             save_file(self._tensors(), folder / TENSORS)
             self._save_optimizer_and_scheduler(str(folder))
-            self._save_rng_state(str(folder))
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             if self.state.best_model_checkpoint:
                 (folder / BEST).mkdir()
@@ -120,7 +142,9 @@ class ResumableTrainer(Trainer):
                 {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}
             )
         self._globalstep_last_logged = int(saved["trainer.last_logged"])
-        super()._load_optimizer_and_scheduler(str(folder))
+        # The Trainer's own loading fails with several processes on a CPU: they are on devices cpu:0, cpu:1, ….
+        for name, part in ((OPTIMIZER_NAME, self.optimizer), (SCHEDULER_NAME, self.lr_scheduler)):
+            part.load_state_dict(torch.load(folder / name, map_location="cpu", weights_only=True))
         super()._load_rng_state(str(folder))
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -265,3 +267,24 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(interrupted, monkeypat
     interrupted()
     assert "no checkpoint of step 16, the one before it is kept: [Errno 28]" in capsys.readouterr().err
     assert layout.model_folder("random-0.6").is_dir()
+
+
+def test_two_processes_go_on_together(tmp_path):
+    """One of two gloo processes is killed, which ends the other; started again, both end in the same bits."""
+    (tmp_path / "two.py").write_text(
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom two_processes import main; main(*sys.argv[2:])\n"
+    )
+
+    def run(name: str, *options: str) -> tuple[int, str]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29477")
+        arguments = (str(tmp_path / "two.py"), str(Path(__file__).parent), "movement", "cubic", str(tmp_path / name))
+        ended = subprocess.run((*launch, *arguments, *options), capture_output=True, text=True, timeout=300)
+        return ended.returncode, ended.stderr
+
+    assert run("whole")[0] == 0
+    assert run("killed", "4", "10")[0] != 0
+    status, said = run("killed", "4")
+    assert status == 0 and "going on from step 8 of 12" in said
+    for rank in "01":
+        assert (tmp_path / "killed" / f"{rank}.json").read_text() == (tmp_path / "whole" / f"{rank}.json").read_text()

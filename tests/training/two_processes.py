@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from shared import ROOT, SOURCES, TARGETS, family_section, merge
 from stages import params
 
 
-def main(method: str, schedule: str, out: str) -> None:
-    """Train for a few steps of 16 examples over all processes."""
+def main(method: str, schedule: str, out: str, every: str = "0", killed_at: str = "0") -> None:
+    """Train for a few steps of 16 examples over all processes, with checkpoints; rank 1 is killed before a step."""
     processes = int(os.environ["WORLD_SIZE"])
     config = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     section = family_section("bert")
@@ -41,9 +42,12 @@ def main(method: str, schedule: str, out: str) -> None:
     from stages.runtime import prepare
 
     prepare(settings.runtime)
+    from transformers import TrainerCallback
+
     from stages.models import anatomy
     from stages.models.build import build
     from stages.pruning import criterion, engine, masks, schedules
+    from stages.training.checkpoints import Checkpoints
     from stages.training.loop import total_steps, train
     from stages.training.movement import LearnMasks
     from stages.training.sparsity import HoldMasks
@@ -66,6 +70,13 @@ def main(method: str, schedule: str, out: str) -> None:
         holder: HoldMasks = LearnMasks(weights, first, plan, choose_by, chosen.learn)
     else:
         holder = HoldMasks(weights, first, plan, choose)
+    os.chdir(out)
+
+    class Kill(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == int(killed_at) and os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGKILL)
+
     outcome = train(
         generator,
         examples,
@@ -73,7 +84,8 @@ def main(method: str, schedule: str, out: str) -> None:
         settings.finetune,
         settings.runtime,
         Path(out) / "scratch",
-        callbacks=[holder],
+        callbacks=[holder, *([Kill()] if int(killed_at) else [])],
+        checkpoints=Checkpoints("two", int(every)),
     )
     masks.check_held(weights, holder.masks)
     ended = {
