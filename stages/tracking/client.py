@@ -89,6 +89,9 @@ def connect(uri: str, *, timeout_s: int, retries: int) -> MlflowClient:
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with exclusive(uri):
+        path = _database(uri)
+        if path is not None and not (path.exists() and path.stat().st_size):
+            _make(path)
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     return client
@@ -119,6 +122,17 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     return experiment.experiment_id
 
 
+def _make(path: Path) -> None:
+    """Make a database beside, and give it its name once it is whole: it takes seconds, and migrations cannot go on."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    partial = path.with_name(f"{path.name}.partial")
+    for left in (partial, Path(f"{partial}-journal"), Path(f"{path}-journal")):
+        left.unlink(missing_ok=True)
+    SqlAlchemyStore(f"sqlite:///{partial}", (project() / "mlartifacts").as_uri()).engine.dispose()
+    partial.replace(path)
+
+
 def is_server(uri: str) -> bool:
     """Whether a tracking URI is a server's, not a database's."""
     return urlsplit(uri).scheme in ("http", "https")
@@ -132,11 +146,15 @@ def exclusive(uri: str) -> Iterator[None]:
     """
     from filelock import FileLock
 
-    parts = urlsplit(uri)
-    if parts.scheme == "sqlite":
-        lock = Path(parts.path.removeprefix("/") + ".lock")
-    else:
-        lock = project() / layout.SCRATCH / "mlflow.lock"
+    path = _database(uri)
+    lock = project() / layout.SCRATCH / "mlflow.lock" if path is None else Path(f"{path}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock, timeout=60):
         yield
+
+
+def _database(uri: str) -> Path | None:
+    """The file of a SQLite database; None for anything else."""
+    parts = urlsplit(uri)
+    path = parts.path.removeprefix("/")
+    return Path(path) if parts.scheme == "sqlite" and path and not path.startswith(":") else None

@@ -22,6 +22,8 @@ COMMIT = "mlflow.source.git.commit"
 COMMIT_IS = "espalier.git_commit_is"
 WRITER = "espalier.stage"
 Outcome = Literal["made", "updated", "up to date"]
+HALF_MADE = (" already exists", "no such table", "no such column", "duplicate column")
+"""In what SQLite says of a database whose tables are not all there, or not as its migrations left them."""
 _PAGE = 1000
 _METRICS, _PARAMS, _TAGS = 800, 100, 100
 """At most in one request: MLflow takes 100 params, 100 tags and 1,000 of all together."""
@@ -206,6 +208,9 @@ def reason(error: Exception, uri: str) -> str:
     if isinstance(error, UserError):
         return str(error)
     text = " ".join(str(error).split()) or type(error).__name__
+    if text.startswith("(sqlite3.OperationalError)") and any(sign in text for sign in HALF_MADE):
+        file = uri.removeprefix("sqlite:///")
+        return f"{file} is not whole ({text:.80}): delete it, then `python -m stages.sync` makes it again"
     return f"MLflow at {uri} " + ("does not answer" if "Max retries exceeded" in text else f"failed: {text:.160}")
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -223,6 +224,7 @@ def test_a_revision_of_levels_that_left_the_sweep_is_passed_over(sweep: Sweep, d
         ("server", "MLflow at http://127.0.0.1:9 does not answer"),
         ("folder", "MLflow at sqlite:////dev/null/x.db failed"),
         ("trash", "is in the trash"),
+        ("half", "mlflow.db is not whole ((sqlite3.OperationalError) table evaluation_datasets already exists"),
     ],
 )
 def test_errors_are_one_line(
@@ -242,6 +244,10 @@ def test_errors_are_one_line(
         sweep.write_lock()
     elif spoil == "server":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    elif spoil == "half":
+        database.unlink()
+        with sqlite3.connect(database) as connection:
+            connection.execute("CREATE TABLE evaluation_datasets (id INTEGER)")
     elif spoil == "folder":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/x.db")
     else:
@@ -266,6 +272,21 @@ def test_first_users_at_once(sweep: Sweep, runs: Runs) -> None:
     assert [(error, status) for _, error, status in results] == [("", 0)] * 3  # and none says anything else
     assert len(runs()) == ALL
     assert not (sweep.root / "mlruns").exists()
+
+
+def test_a_killed_first_use_leaves_no_half_made_database(sweep: Sweep, runs: Runs) -> None:
+    """Its migrations would fail at what is there already, whoever comes next."""
+    partial, whole = sweep.root / "mlflow.db.partial", sweep.root / "mlflow.db"
+    process = subprocess.Popen([sys.executable, "-m", "stages.sync"])
+    while process.poll() is None and not (partial.exists() and partial.stat().st_size):
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait() == -signal.SIGTERM
+    assert partial.exists() and not whole.exists()
+    Path(f"{partial}-journal").write_text("left by a killed write")
+    subprocess.run([sys.executable, "-m", "stages.sync"], check=True)
+    assert len(runs()) == ALL
+    assert [path.name for path in sweep.root.glob("mlflow.db*") if path.suffix != ".lock"] == ["mlflow.db"]
 
 
 @pytest.fixture
