@@ -105,6 +105,7 @@ def _cut(
     from stages.pruning import criterion
     from stages.pruning.structure.axes import describe
     from stages.pruning.structure.plan import PLAN_FILE, Plan
+    from stages.pruning.structure.vocabulary import seen, trim
     from stages.training.calibration import context
     from stages.training.checkpoints import Checkpoints
     from stages.training.cutting import cut_and_train, rounds
@@ -116,6 +117,11 @@ def _cut(
     seed, rules = settings.runtime.seed, settings.prune
     dense = anatomy.describe(generator.model)
     whole = structural.cost(context(generator, dense.matrices, pairs, rules, level.method, seed))
+    teacher = _teacher(settings.finetune.distillation)
+    if rules.structured.vocabulary:
+        read = seen(generator, training.sources + validation.sources, training.targets + validation.targets)
+        generator = trim(generator, read)
+        teacher = _teacher(settings.finetune.distillation, read)
     examples = generator.encode(*pairs)
     parts = rounds(settings.finetune, level.sparsity, total_steps(len(examples), settings.finetune))
 
@@ -143,7 +149,7 @@ def _cut(
             settings.runtime,
             layout.SCRATCH / f"finetune-{level.key}",
             callbacks=run.callbacks,
-            teacher=_teacher(settings.finetune.distillation),
+            teacher=teacher,
             checkpoints=checkpoints,
         )
         if writes_outputs():
@@ -194,14 +200,16 @@ def _holder(
     return HoldMasks(described.weights, first_masks, plan, choose)
 
 
-def _teacher(distillation: params.Distillation) -> Teacher | None:
-    """The baseline as it was before, if it is to be learnt from."""
+def _teacher(distillation: params.Distillation, tokens: set[int] | None = None) -> Teacher | None:
+    """The baseline as it was before, if it is to be learnt from; with some tokens only, if they are given."""
     from stages.models import checkpoint
+    from stages.pruning.structure.vocabulary import trim
     from stages.training.distillation import Teacher
 
     if not distillation.needs_teacher:
         return None
-    return Teacher(checkpoint.load(layout.model_folder(layout.BASELINE)), distillation)
+    baseline = checkpoint.load(layout.model_folder(layout.BASELINE))
+    return Teacher(trim(baseline, tokens) if tokens else baseline, distillation)
 
 
 def _report(

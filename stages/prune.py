@@ -88,6 +88,7 @@ def _remove(
     from stages.pruning.structure.axes import describe
     from stages.pruning.structure.plan import PLAN_FILE
     from stages.pruning.structure.removal import names_after, shrink
+    from stages.pruning.structure.vocabulary import seen, trim
     from stages.training.calibration import context
 
     dense = anatomy.describe(generator.model)
@@ -95,6 +96,10 @@ def _remove(
     looked_at = context(generator, dense.matrices, pairs, settings.prune, level.method, settings.runtime.seed)
     plan = structural.choose(looked_at, structural.cost(looked_at) * (1 - level.sparsity))
     smaller = shrink(generator, plan)
+    if settings.prune.structured.vocabulary:
+        smaller = trim(
+            smaller, seen(smaller, training.sources + validation.sources, training.targets + validation.targets)
+        )
     with replacing(layout.pruned_folder(level.key)) as folder:
         folder.mkdir()
         plan.save(folder / PLAN_FILE)

@@ -124,6 +124,7 @@ class Structured(Section):
     heads: Removed
     neurons: Removed
     width: Removed
+    vocabulary: bool
 
 
 class Prune(Section):

@@ -33,7 +33,11 @@ CHANGES: dict[str, Any] = {
     },
     "train": {"epochs": 3, "batch_size": 8, "learning_rate": 0.01},
     "sweep": {"method": METHODS, "sparsity": [0.6]},
-    "prune": {"calibration": {"samples": 16, "batch_size": 8}, "l1": {"epochs": 1.0}},
+    "prune": {
+        "calibration": {"samples": 16, "batch_size": 8},
+        "l1": {"epochs": 1.0},
+        "structured": {"vocabulary": True},
+    },
     "finetune": {"refresh_steps": 4, "batch_size": 8},
     "evaluate": {"timing": {"texts": 2, "batch_size": 4}, "bootstrap_samples": 100},
 }
