@@ -41,11 +41,14 @@ def set_at(values: dict, key: str, value: object) -> dict:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("train.epoch", 3, "train.epoch is not a known key"),
+        ("train.epoch", 3, "train.epoch is not a known key: did you mean train.epochs?"),
+        ("trian", {}, "trian is not a known key: did you mean train or tracking?"),
+        ("model.encoder.Cnfig", {}, "model.encoder.Cnfig is not a known key: did you mean model.encoder.config?"),
+        ("target.qqq", 1, "target.qqq is not a known key: target has metric, max_drop"),
         ("train.epochs", "three", "train.epochs: input should be a valid number, not 'three'"),
-        ("train.epochs", 0, "train.epochs: input should be greater than 0"),
-        ("sweep.sparsity", [0.5, 1.0], "sweep.sparsity.1: input should be less than 1, not 1.0"),
-        ("sweep.sparsity", [-0.1], "sweep.sparsity.0: input should be greater than or equal to 0"),
+        ("train.epochs", 0, "train.epochs: must be above 0, not 0"),
+        ("sweep.sparsity", [0.5, 1.0], "sweep.sparsity.1: must be in [0, 1), not 1.0"),
+        ("sweep.sparsity", [-0.1], "sweep.sparsity.0: must be in [0, 1), not -0.1"),
         ("sweep.sparsity", [float("nan")], "sweep.sparsity.0"),
         ("sweep.sparsity", [], "sweep.sparsity"),
         ("sweep.sparsity", [0.5, 0.5], "names an item twice"),
@@ -60,7 +63,13 @@ def set_at(values: dict, key: str, value: object) -> dict:
         ("evaluate", None, "evaluate"),
         ("runtime.seed", True, "runtime.seed"),
         ("sweep.sparsity", [1e-05], "at least 0.0001"),
-        ("evaluate.temperature", 1e-40, "greater than or equal to 0.001"),
+        ("evaluate.temperature", 1e-40, "evaluate.temperature: must be in [0.001, 1000], not 1e-40"),
+        ("evaluate.confidence", 0.5, "evaluate.confidence: must be in (0.5, 1), not 0.5"),
+        ("evaluate.top_k", -1, "evaluate.top_k: must be at least 0, not -1"),
+        ("runtime.seed", 2**32, "runtime.seed: must be in [0, 4294967296), not 4294967296"),
+        ("train.early_stopping_patience", 0, "train.early_stopping_patience: must be at least 1, not 0"),
+        ("clean.near_duplicates", 1.5, "clean.near_duplicates: must be in (0, 1], not 1.5"),
+        ("prune.layers", {"encoder.*": 1}, "prune.layers.encoder.*: must be in [0, 1), not 1"),
     ],
 )
 def test_mistakes_name_the_key(key, value, message, default_values):

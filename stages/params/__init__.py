@@ -19,6 +19,7 @@ from stages.layout import Level
 from stages.params.finetune import Distillation, Lora
 from stages.params.prune import Method, Prune
 from stages.params.section import Fraction, NonNegative, Positive, PositiveFloat, Section, Share, Sparsity
+from stages.params.wording import describe
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -361,7 +362,7 @@ def validate(values: Any, origin: str) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{origin}: " + "; ".join(_describe(values, e) for e in error.errors())) from None
+        raise UserError(f"{origin}: " + "; ".join(describe(Params, values, e) for e in error.errors())) from None
 
 
 def read_yaml(path: Path | str) -> Any:
@@ -376,24 +377,3 @@ def read_yaml(path: Path | str) -> Any:
         raise UserError(f"{path} is missing: run this from the project's root folder") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _describe(values: Any, error: Any) -> str:
-    keys: list[str] = []
-    for part in error["loc"]:
-        # A union adds the name of the alternative it tried; only real keys and indices are shown.
-        if isinstance(values, dict) and (part in values or error["type"] == "missing"):
-            values = values.get(part)
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
-            values = values[part]
-        elif error["type"] != "missing":
-            continue
-        keys.append(str(part))
-    name = ".".join(keys) or "params"
-    if error["type"] == "missing":
-        return f"{name} is missing"
-    if error["type"] == "extra_forbidden":
-        return f"{name} is not a known key (see the comments in params.yaml)"
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return f"{name}: {message}" + ("" if isinstance(values, dict) else f", not {values!r}")
