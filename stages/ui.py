@@ -23,6 +23,7 @@ from stages.tracking.client import is_server, project, tracking_uri, workspace
 from stages.tracking.view import link
 
 HOST = "127.0.0.1"
+PORTS = range(1, 2**16)
 
 
 @command
@@ -31,6 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Open MLflow's UI on this machine.")
     parser.add_argument("--port", type=int, default=5000, help="to listen on (default: 5000)")
     port = parser.parse_args().port
+    if port not in PORTS:
+        raise UserError(f"--port must be in {PORTS.start} to {PORTS.stop - 1}, not {port}")
     settings = params.load("tracking", path=workspace() / params.PARAMS_FILE)
     uri = tracking_uri()
     if not is_server(uri):
@@ -75,7 +78,7 @@ def _check_free(port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
-        except (OSError, OverflowError):
+        except OSError:
             raise UserError(f"port {port} is taken: choose another with --port") from None
 
 

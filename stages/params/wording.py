@@ -54,7 +54,7 @@ def _known(model: type[BaseModel], keys: Sequence[str]) -> str:
     if near := get_close_matches(unknown.lower(), known, n=2):
         return f"did you mean {' or '.join('.'.join((*parents, name)) for name in near)}?"
     where = ".".join(parents) or "params.yaml"
-    return f"{where} has {', '.join(known) or 'none'}"
+    return f"{where} has {', '.join(known) or 'no keys'}"
 
 
 def _field(model: type[BaseModel], keys: Sequence[str]) -> FieldInfo:

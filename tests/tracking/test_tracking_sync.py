@@ -352,6 +352,18 @@ def test_from_a_folder_inside(sweep: Sweep, database: Path, sync: Sync, monkeypa
     assert f"sqlite:///{database}" in sync()
 
 
+@pytest.mark.parametrize("port", [-1, 0, 65536])
+def test_ports_that_there_are_not(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stages import ui
+
+    monkeypatch.setattr("sys.argv", ["ui", "--port", str(port)])
+    with pytest.raises(SystemExit):
+        ui.main()
+    assert capsys.readouterr().err == f"error: --port must be in 1 to 65535, not {port}\n"
+
+
 @pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM])
 def test_the_ui_leaves_no_server_behind(
     sweep: Sweep, sync: Sync, monkeypatch: pytest.MonkeyPatch, ended_by: signal.Signals
