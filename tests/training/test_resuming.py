@@ -144,6 +144,7 @@ def test_train_ends_with_the_best_weights_of_before_it_was_killed(project, monke
         ("sparsegpt-0.6", {"schedule": "rounds", "rewind": "weights"}),
         ("random-0.6", {"schedule": "one_shot", "distillation": {"weight": 0.5, "hidden_weight": 0.5}}),
         ("magnitude-0.6", {"schedule": "one_shot", "lora": {"rank": 2}}),
+        ("structured-0.4", {"schedule": "rounds", "rounds": 2}),
         ("dense", {"schedule": "cubic", "bucket_by_length": False}),
     ],
 )
@@ -165,17 +166,22 @@ def test_a_penalty_ends_in_the_same_bits(project, monkeypatch, capsys):
 
 
 @pytest.fixture
-def interrupted(project, monkeypatch) -> Stage:
-    """`finetune`, killed after 12 of its 18 steps: with checkpoints of the 4th and the 8th, the 12th half written."""
-    project(finetune={**SHORT, "schedule": "one_shot"})
-    prune.main(["random-0.6"])
-    set_every(4)
+def interrupted(project, monkeypatch, tmp_path, tmp_path_factory) -> Stage:
+    """`finetune`, killed before the 13th of its 18 steps: checkpoints of the 8th and the 12th are there."""
 
     def stage() -> None:
         finetune.main(["random-0.6"])
 
+    once = tmp_path_factory.getbasetemp() / "interrupted"
+    if once.exists():
+        shutil.copytree(once, tmp_path, dirs_exist_ok=True)
+        return stage
+    project(finetune={**SHORT, "schedule": "one_shot"})
+    prune.main(["random-0.6"])
+    set_every(4)
     killed(stage, monkeypatch, "step", 13)
     assert [folder.name for folder in kept()] == ["step-000000008", "step-000000012"]
+    shutil.copytree(tmp_path, once)
     return stage
 
 
