@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning", description=__doc__.partition("\n")[0])
     parser.add_argument("--csv", type=Path, default=CSV, help="where the rows are")
     parser.add_argument("--models", type=Path, default=SCRATCH / "benchmark", help="where models are kept")
+    parser.add_argument("--model", choices=subjects.SUBJECTS, help="of this one alone")
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement")
     parser.add_argument("--limit", type=int, help="make so many at most")
     parser.add_argument("--report", action="store_true", help=f"rewrite the tables of {PAGE} and measure nothing")
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "llmcompressor is not installed: `make benchmark`, or pip install -c constraints.txt '.[oracles]'"
         )
     setup = results.setup()
-    for cell in islice(missing(options.csv, options.repeats, setup), options.limit):
+    wanted = (cell for cell in missing(options.csv, options.repeats, setup) if options.model in (None, cell.model))
+    for cell in islice(wanted, options.limit):
         row = run(cell, subjects.prepare(cell.model, options.models), setup)
         rows.append(options.csv, row)
         print(f"{cell}: {row.cpu_seconds:.1f} s, {row.extra_bytes / 1e6:.0f} MB", flush=True)

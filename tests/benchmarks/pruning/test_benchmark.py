@@ -16,6 +16,7 @@ from benchmarks.pruning.results import Cell, Row
 from stages.errors import UserError
 
 SETUP = ("a machine", "versions", "code")
+PAGE = Path("docs/benchmark.md")
 
 
 def row(cell: Cell, cpu_seconds: float = 1.0, mebibytes: int = 100, losses: str = "1.0 2.0 3.0", **other: Any) -> Row:
@@ -121,3 +122,11 @@ def test_rows_of_another_setup_than_the_last_are_left_out() -> None:
 def test_a_mark_of_no_table_is_named(mark: str) -> None:
     with pytest.raises(UserError, match=f"<!-- pruning: {mark} -->: no such table"):
         report.filled(f"<!-- pruning: {mark} -->\n<!-- end -->", {})
+
+
+def test_the_page_has_the_tables_of_the_rows() -> None:
+    found = results.latest(rows.read(benchmark.CSV, Row))
+    assert found
+    page = PAGE.read_text(encoding="utf-8")
+    assert report.filled(page, found) == page
+    assert "| `sparsegpt` | 50 %" in page
