@@ -99,13 +99,13 @@ def search(step: Step, prompt: NDArray[np.int64], wanted: Settings) -> NDArray[n
     sequences[:, :length] = prompt
     going = np.ones(len(prompt), dtype=bool)
     new = prompt
-    ends = list(wanted.ends)
+    ends = np.array(wanted.ends, dtype=np.int64)
     while length < wanted.max_length:
         logits = step(new)
         allowed = _allowed(wanted, length)
         if wanted.suppressed:
             logits[:, list(wanted.suppressed)] = -np.inf
-        if length < wanted.min_length and ends:
+        if length < wanted.min_length:
             logits[:, ends] = -np.inf
         if allowed:
             others = np.ones(logits.shape[1], dtype=bool)
@@ -115,7 +115,7 @@ def search(step: Step, prompt: NDArray[np.int64], wanted: Settings) -> NDArray[n
         new = np.where(going, logits.argmax(axis=1), wanted.padding)[:, None]
         sequences[:, length] = new[:, 0]
         length += 1
-        going &= ~np.isin(new[:, 0], ends)
+        going &= (new != ends).all(axis=1)
         if not going.any():
             break
     return sequences[:, :length]

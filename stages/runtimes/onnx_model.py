@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast, Seq2SeqLMOutput
 
@@ -26,6 +26,10 @@ from stages.models.checkpoint import Generator, load_config, load_tokenizer, one
 from stages.runtimes import greedy
 from stages.runtimes.description import Description
 from stages.runtimes.graphs import filled, flat
+from stages.runtimes.model import RuntimeModel
+
+KEPT_SETTINGS = 1000
+"""Of greedy search, by what was asked for."""
 
 
 def load(folder: Path) -> Generator:
@@ -35,8 +39,8 @@ def load(folder: Path) -> Generator:
         UserError: files are missing, or ONNX Runtime cannot read them.
     """
     graphs = Description.load(folder).graphs
-    model = OnnxModel(load_config(str(folder)), {name: session(folder / file) for name, file in graphs.items()})
-    model.generation_config = GenerationConfig.from_pretrained(folder)
+    sessions = {name: session(folder / file) for name, file in graphs.items()}
+    model = OnnxModel(load_config(str(folder)), GenerationConfig.from_pretrained(folder), sessions)
     tokenizer = load_tokenizer(str(folder))
     return Generator(model, tokenizer, tokenizer.model_max_length, model.generation_config.max_new_tokens)
 
@@ -56,33 +60,24 @@ def session(path: Path) -> onnxruntime.InferenceSession:
         raise UserError(f"cannot read {path}: {one_line(error)}: run stages.export again") from error
 
 
-class OnnxModel(PreTrainedModel, GenerationMixin):
-    """Graphs as a `transformers` model without weights of its own.
+class OnnxModel(RuntimeModel):
+    """Graphs as a `transformers` model.
 
     Args:
         config: of the model that was exported.
+        generation_config: of it, too.
         sessions: `decoder`, and `encoder` if there is one.
     """
 
-    main_input_name = "input_ids"
-    _supports_sdpa = True
-
-    def __init__(self, config: Any, sessions: dict[str, onnxruntime.InferenceSession]) -> None:
-        super().__init__(config)
+    def __init__(
+        self, config: Any, generation_config: GenerationConfig, sessions: dict[str, onnxruntime.InferenceSession]
+    ) -> None:
+        super().__init__(config, generation_config)
         self._decoder = sessions["decoder"]
         self._encode = _Encoder(sessions["encoder"]) if "encoder" in sessions else None
         self._outputs = [output.name for output in self._decoder.get_outputs()]
+        self._settings: dict[str, greedy.Settings | None] = {}
         self._past = [i for i in self._decoder.get_inputs() if i.name.startswith("past.")]
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs have to be."""
-        return torch.device("cpu")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the logits."""
-        return torch.float32
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """What `generate` calls once a text."""
@@ -98,9 +93,7 @@ class OnnxModel(PreTrainedModel, GenerationMixin):
             attention_mask: 0 where padding is, [batch, source].
             options: settings of generation, over those of the generation config.
         """
-        config, _ = self._prepare_generation_config(None, **options)
-        causal = self._encode is None
-        wanted = greedy.settings(config, input_ids.shape[1] if causal else 1)
+        wanted = self._greedy(options, input_ids.shape[1] if self._encode is None else 1)
         if wanted is None:
             return super().generate(
                 input_ids=input_ids, attention_mask=attention_mask, past_key_values=DynamicCache(), **options
@@ -114,6 +107,15 @@ class OnnxModel(PreTrainedModel, GenerationMixin):
             steps = _Steps(self, len(mask), cross | _values({"attention_mask": mask}))
             prompt = np.full((len(mask), 1), wanted.start, dtype=np.int64)
         return torch.from_numpy(greedy.search(steps, prompt, wanted))
+
+    def _greedy(self, options: dict[str, Any], length: int) -> greedy.Settings | None:
+        """Settings of greedy search, if that is what is asked for; kept, since a config is checked for milliseconds."""
+        key = repr((vars(self.generation_config), options, length))
+        if key not in self._settings:
+            if len(self._settings) == KEPT_SETTINGS:
+                self._settings.clear()
+            self._settings[key] = greedy.settings(self.asked(options), length)
+        return self._settings[key]
 
     def forward(
         self,

@@ -156,7 +156,7 @@ def test_int8_is_close_and_smaller(family, exported, tmp_path):
         step["position_ids"] = (step["attention_mask"].cumsum(1) - 1).clamp(min=0)
     found = []
     for sessions in (large, small):
-        model = onnx_model.OnnxModel(config, sessions)
+        model = onnx_model.OnnxModel(config, ours.model.generation_config, sessions)
         rest = {"encoder_outputs": model.get_encoder()(**step)} if ours.kind != "causal" else {}
         rest |= {"decoder_input_ids": torch.ones(len(SOURCES), 1, dtype=torch.long)} if rest else {}
         found.append(model(**step, **rest, past_key_values=onnx_model.DynamicCache()).logits)
