@@ -1,4 +1,4 @@
-"""Export a level for a runtime: ONNX Runtime in float or int8, or a plain `transformers` folder.
+"""Export a level for a runtime: ONNX Runtime or CTranslate2, in float or int8, or a plain `transformers` folder.
 
     python -m stages.export magnitude-0.5 --to onnx --output exported
     python -m stages.generate --model exported --text "Hotel-Inform (Area, Name)"

@@ -10,7 +10,7 @@ from stages.errors import UserError
 from stages.files import read_json, write_json
 
 FILE = "export.json"
-FORMATS = ("safetensors", "onnx", "onnx-int8")
+FORMATS = ("safetensors", "onnx", "onnx-int8", "ctranslate2", "ctranslate2-int8")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Description:
     model_type: str
     """As in the config of `transformers`."""
     graphs: dict[str, str]
-    """Files of the graphs by what they compute: `decoder`, and `encoder` if there is one."""
+    """Files of ONNX graphs by what they compute: `decoder`, and `encoder` if there is one."""
     versions: dict[str, str]
     """Of the packages that made it."""
 

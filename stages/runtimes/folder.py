@@ -13,7 +13,7 @@ from stages.models import checkpoint
 from stages.models.checkpoint import Generator
 from stages.runtimes.description import FORMATS, Description, is_exported, versions
 
-PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def save(generator: Generator, folder: Path, format: str, *, source: str) -> None:
@@ -38,24 +38,22 @@ def save(generator: Generator, folder: Path, format: str, *, source: str) -> Non
     with replacing(folder) as partial:
         checkpoint.save(generator, partial)
         model_type = generator.model.config.model_type
-        if format == "safetensors":
-            used = versions("torch", "transformers")
-            Description(format, source, model_type, {}, used).save(partial)
-            return
-        _require(format, PACKAGES)
-        from stages.runtimes import onnx_export
-        from stages.runtimes.quantise import quantise
+        graphs: dict[str, str] = {}
+        packages: tuple[str, ...] = ()
+        if format.startswith("onnx"):
+            packages = ONNX_PACKAGES
+            _require("export", packages)
+            graphs = _write_onnx(generator, partial, int8=format == "onnx-int8")
+        elif format.startswith("ctranslate2"):
+            packages = ("ctranslate2",)
+            _require("ctranslate2", packages)
+            from stages.runtimes import ctranslate
 
-        for weights in partial.glob("model*.safetensors*"):
-            weights.unlink()  # the graphs have their own
-        if format == "onnx":
-            graphs = onnx_export.export(generator, partial)
-        else:
-            with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".float-") as between:
-                graphs = onnx_export.export(generator, Path(between))
-                for file in graphs.values():
-                    quantise(Path(between) / file, partial / file)
-        Description(format, source, model_type, graphs, versions("torch", "transformers", *PACKAGES)).save(partial)
+            ctranslate.export(partial, "int8" if format == "ctranslate2-int8" else None)
+        if packages:  # what they need of the weights they have
+            for weights in partial.glob("model*.safetensors*"):
+                weights.unlink()
+        Description(format, source, model_type, graphs, versions("torch", "transformers", *packages)).save(partial)
 
 
 def load(folder: Path) -> Generator:
@@ -69,18 +67,36 @@ def load(folder: Path) -> Generator:
     description = Description.load(folder)
     if description.format == "safetensors":
         return checkpoint.load(folder)
-    _require(description.format, ("onnxruntime",))
+    if description.format.startswith("ctranslate2"):
+        _require("ctranslate2", ("ctranslate2",))
+        from stages.runtimes import ctranslate
+
+        return ctranslate.load(folder)
+    _require("export", ("onnxruntime",))
     from stages.runtimes import onnx_model
 
     return onnx_model.load(folder)
 
 
-def _require(format: str, packages: Sequence[str]) -> None:
+def _write_onnx(generator: Generator, folder: Path, int8: bool) -> dict[str, str]:
+    from stages.runtimes import onnx_export
+    from stages.runtimes.quantise import quantise
+
+    if not int8:
+        return onnx_export.export(generator, folder)
+    with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".float-") as between:
+        graphs = onnx_export.export(generator, Path(between))
+        for file in graphs.values():
+            quantise(Path(between) / file, folder / file)
+    return graphs
+
+
+def _require(extra: str, packages: Sequence[str]) -> None:
     """Say how to install what a format needs, if it is not there."""
     for package in packages:
         try:
             import_module(package)
         except ModuleNotFoundError as error:
             raise UserError(
-                f"{format} needs the package {package}: run `pip install -c constraints.txt -e '.[export]'`"
+                f"this format needs the package {package}: run `pip install -c constraints.txt -e '.[{extra}]'`"
             ) from error

@@ -105,12 +105,12 @@ def test_what_cannot_be_exported_says_so_and_leaves_what_was_there(level, capsys
 
 def test_packages_that_are_missing_are_named(level, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert "onnx needs the package onnxruntime: run `pip install -c constraints.txt -e '.[export]'" in stops(
+    assert "this format needs the package onnxruntime: run `pip install -c constraints.txt -e '.[export]'" in stops(
         capsys, level, "--to", "onnx", "--output", "new"
     )
     Path("new").mkdir()
     Description("onnx", level, "bert", {}, {}).save(Path("new"))
-    with pytest.raises(UserError, match="onnx needs the package onnxruntime"):
+    with pytest.raises(UserError, match="needs the package onnxruntime"):
         folders.load(Path("new"))
 
 
