@@ -22,7 +22,7 @@ from stages.pruning.structure.masking import masked
 from stages.pruning.structure.plan import Plan, whole
 
 MOST_TRIED = 64
-"""Structures whose loss is measured at most."""
+"""Structures whose loss is measured at most; of more, so many at even distances."""
 STEPS = 4
 """Sizes of heads and width between all and none that allocation `loss` tries."""
 
@@ -233,10 +233,11 @@ def _candidates(
         if _cost(structure, cost_of, {**chosen, **dict.fromkeys(fine, 1)}) > limit:
             continue
         found = _uniform(structure, cost_of, chosen, fine, limit)
+        # With the next larger number of a knob, and neurons as they are, the budget would do as well.
         wasteful = any(
-            left < knob.size and _cost(structure, cost_of, {**found, knob: left + 1}) <= limit
-            for knob, left in found.items()
-            if knob in coarse
+            _cost(structure, cost_of, {**found, knob: min(more)}) <= limit
+            for knob in coarse
+            if (more := [size for size in _some(knob) if size > found[knob]])
         )
         if not wasteful:
             tried += 1
@@ -256,7 +257,8 @@ def _least_loss(
 ) -> Plan:
     best: tuple[float, Plan] | None = None
     refused: UserError | None = None
-    for sizes in itertools.islice(candidates, MOST_TRIED):
+    found = list(candidates)
+    for sizes in found[:: math.ceil(len(found) / MOST_TRIED)]:
         try:
             plan = units.plan(sizes)
         except UserError as error:  # no config of the family has these sizes

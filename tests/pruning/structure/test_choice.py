@@ -35,7 +35,7 @@ def context(built, settings):
 @pytest.mark.parametrize("budget", cost.BUDGETS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_left_is_within_the_budget_and_no_less_than_need_be(family, budget, width, context):
-    looked_at = context(family, budget=budget, width=width)
+    looked_at = context(family, budget=budget, width=width, allocation="uniform")
     model = looked_at.model
     structure = describe(model)
     cost_of = cost.BUDGETS[budget](looked_at, structure)
@@ -98,6 +98,17 @@ def test_the_units_with_the_highest_scores_stay(context):
     assert plan.units["decoder.0.neurons"] == plan.units["decoder.1.neurons"] == strong
 
 
+@pytest.mark.parametrize("family", ["bart", "t5", "llama"])
+def test_many_heads_and_a_width_leave_structures_to_try(family, context, monkeypatch):
+    """More heads than steps are tried, and more structures than their loss is measured of."""
+    monkeypatch.setattr(choice, "STEPS", 2)
+    monkeypatch.setattr(choice, "MOST_TRIED", 3)
+    looked_at = context(family, allocation="loss", width="auto" if family != "bart" else 0)
+    limit = choice.cost(looked_at) * 0.55
+    plan = choice.choose(looked_at, limit)
+    assert cost.parameters(looked_at, describe(looked_at.model))(plan) <= limit
+
+
 def test_of_equal_units_the_first_stay():
     assert choice._best(torch.tensor([1.0, 2.0, 1.0, 1.0, 2.0]), 3) == (0, 1, 4)
 
@@ -117,7 +128,7 @@ def test_the_least_loss_is_no_more_than_that_of_the_even_structure(context):
 
 @pytest.mark.parametrize("allocation", ["uniform", "loss"])
 def test_more_than_can_be_removed(allocation, context):
-    looked_at = context("bert", allocation=allocation, decoder_layers=0, encoder_layers=0)
+    looked_at = context("bert", allocation=allocation, decoder_layers=0, encoder_layers=0, width=0)
     with pytest.raises(UserError, match=r"the least that can be left is \d+% of the budget"):
         choice.choose(looked_at, choice.cost(looked_at) * 0.1)
 
