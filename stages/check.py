@@ -23,8 +23,8 @@ from stages.shell import dvc
 from stages.sweep import graph
 from stages.tracking.pipeline import Entry, Pipeline, md5_of, md5_of_files
 
-SHOWN = 5
-"""Stages that are named."""
+SHOWN = 4
+"""Stages that are named, and changes of each."""
 
 
 @command
@@ -33,13 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser(
         prog="python -m stages.check", description="Check that dvc.lock is up to date, without data or models."
     ).parse_args(arguments)
-    stale = [f"{name} ({', '.join(changes)})" for name, changes in _stale()]
+    stale = [f"{name} ({_listed(changes, ', ')})" for name, changes in _stale()]
     if stale:
-        more = f"; and {len(stale) - SHOWN} more" if stale[SHOWN:] else ""
-        raise UserError(
-            f"dvc.lock is out of date: {'; '.join(stale[:SHOWN])}{more}: run `dvc repro`, and commit what it leaves"
-        )
+        raise UserError(f"dvc.lock is out of date: {_listed(stale, '; ')}: run `dvc repro`, and commit what it leaves")
     print("dvc.lock is up to date.")
+
+
+def _listed(texts: Sequence[str], separator: str) -> str:
+    more = [f"{len(texts) - SHOWN} more"] if texts[SHOWN:] else []
+    return separator.join([*texts[:SHOWN], *more])
 
 
 def _stale() -> Iterator[tuple[str, list[str]]]:
