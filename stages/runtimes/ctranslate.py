@@ -12,11 +12,10 @@ import ctranslate2
 import torch
 from ctranslate2.converters import TransformersConverter
 from torch import Tensor
-from transformers import GenerationConfig
 
 from stages.errors import UserError
-from stages.models.checkpoint import Generator, load_config, load_tokenizer, one_line
-from stages.runtimes.model import RuntimeModel
+from stages.models.checkpoint import Generator, one_line
+from stages.runtimes.model import Parts, RuntimeModel
 
 FOLDER = "ctranslate2"
 """Of the engine's own files, in an exported folder; its config.json would take the place of that of `transformers`."""
@@ -78,29 +77,25 @@ def load(folder: Path) -> Generator:
     Raises:
         UserError: the engine cannot read it.
     """
-    tokenizer = load_tokenizer(str(folder))
-    settings = GenerationConfig.from_pretrained(folder)
-    model = CTranslateModel(load_config(str(folder)), settings, tokenizer, folder)
-    return Generator(model, tokenizer, tokenizer.model_max_length, settings.max_new_tokens)
+    parts = Parts.load(folder)
+    return parts.generator(CTranslateModel(parts, folder))
 
 
 class CTranslateModel(RuntimeModel):
     """A converted model; beam search and its end are CTranslate2's own, so that beams may differ from PyTorch's.
 
     Args:
-        config: of the model that was exported.
-        generation_config: of it, too.
-        tokenizer: CTranslate2 speaks in tokens, not in ids.
+        parts: config, settings and tokenizer of the model that was exported; CTranslate2 speaks in tokens, not in ids.
         folder: what `export` wrote.
 
     Raises:
         UserError: the engine cannot read it.
     """
 
-    def __init__(self, config: Any, generation_config: Any, tokenizer: Any, folder: Path) -> None:
-        super().__init__(config, generation_config)
-        self._tokenizer = tokenizer
-        engine = ctranslate2.Translator if config.is_encoder_decoder else ctranslate2.Generator
+    def __init__(self, parts: Parts, folder: Path) -> None:
+        super().__init__(parts)
+        self._tokenizer = parts.tokenizer
+        engine = ctranslate2.Translator if parts.config.is_encoder_decoder else ctranslate2.Generator
         try:
             self._engine = engine(
                 str(folder / FOLDER), device="cpu", inter_threads=1, intra_threads=torch.get_num_threads()

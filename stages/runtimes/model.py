@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+
+from stages.errors import UserError
+from stages.models.checkpoint import Generator, load_config, load_tokenizer, one_line
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an exported folder has beside the model itself."""
+
+    config: Any
+    generation_config: GenerationConfig
+    tokenizer: Any
+
+    @classmethod
+    def load(cls, folder: Path) -> Parts:
+        """Read them.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        try:
+            generation_config = GenerationConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}/generation_config.json: {one_line(error)}: run stages.export again") from error
+        return cls(load_config(str(folder)), generation_config, load_tokenizer(str(folder)))
+
+    def generator(self, model: PreTrainedModel) -> Generator:
+        """A generator of these and a model."""
+        limits = self.tokenizer.model_max_length, self.generation_config.max_new_tokens
+        return Generator(model, self.tokenizer, *limits)
 
 
 class RuntimeModel(PreTrainedModel, GenerationMixin):
     """A model without weights of its own, on the CPU.
 
     Args:
-        config: of the model that was exported.
-        generation_config: of it, too.
+        parts: config and settings of the model that was exported.
     """
 
     main_input_name = "input_ids"
     _supports_sdpa = True
 
-    def __init__(self, config: Any, generation_config: GenerationConfig) -> None:
-        super().__init__(config)
-        self.generation_config = generation_config
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts.config)
+        self.generation_config = parts.generation_config
 
     @property
     def device(self) -> torch.device:

@@ -17,16 +17,15 @@ import torch
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 from torch import Tensor, nn
-from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast, Seq2SeqLMOutput
 
 from stages.errors import UserError
-from stages.models.checkpoint import Generator, load_config, load_tokenizer, one_line
+from stages.models.checkpoint import Generator, one_line
 from stages.runtimes import greedy
 from stages.runtimes.description import Description
 from stages.runtimes.graphs import filled, flat
-from stages.runtimes.model import RuntimeModel
+from stages.runtimes.model import Parts, RuntimeModel
 
 KEPT_SETTINGS = 1000
 """Of greedy search, by what was asked for."""
@@ -38,11 +37,8 @@ def load(folder: Path) -> Generator:
     Raises:
         UserError: files are missing, or ONNX Runtime cannot read them.
     """
-    graphs = Description.load(folder).graphs
-    sessions = {name: session(folder / file) for name, file in graphs.items()}
-    model = OnnxModel(load_config(str(folder)), GenerationConfig.from_pretrained(folder), sessions)
-    tokenizer = load_tokenizer(str(folder))
-    return Generator(model, tokenizer, tokenizer.model_max_length, model.generation_config.max_new_tokens)
+    graphs, parts = Description.load(folder).graphs, Parts.load(folder)
+    return parts.generator(OnnxModel(parts, {name: session(folder / file) for name, file in graphs.items()}))
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
@@ -64,15 +60,12 @@ class OnnxModel(RuntimeModel):
     """Graphs as a `transformers` model.
 
     Args:
-        config: of the model that was exported.
-        generation_config: of it, too.
+        parts: config and settings of the model that was exported.
         sessions: `decoder`, and `encoder` if there is one.
     """
 
-    def __init__(
-        self, config: Any, generation_config: GenerationConfig, sessions: dict[str, onnxruntime.InferenceSession]
-    ) -> None:
-        super().__init__(config, generation_config)
+    def __init__(self, parts: Parts, sessions: dict[str, onnxruntime.InferenceSession]) -> None:
+        super().__init__(parts)
         self._decoder = sessions["decoder"]
         self._encode = _Encoder(sessions["encoder"]) if "encoder" in sessions else None
         self._outputs = [output.name for output in self._decoder.get_outputs()]

@@ -127,6 +127,9 @@ def test_damaged_graphs_are_refused(level, tmp_path):
     Description("onnx", level, "bert", {"decoder": "decoder.onnx"}, {}).save(tmp_path / "broken")
     with pytest.raises(UserError, match=r"cannot read .*decoder\.onnx.*: run stages\.export again"):
         folders.load(tmp_path / "broken")
+    (tmp_path / "broken" / "generation_config.json").unlink()
+    with pytest.raises(UserError, match=r"generation_config\.json: .*: run stages\.export again"):
+        folders.load(tmp_path / "broken")
 
 
 def test_no_such_level(level, capsys):

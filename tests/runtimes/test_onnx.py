@@ -14,6 +14,7 @@ from torch import nn
 from stages.models.checkpoint import Generator
 from stages.runtimes import folder as runtimes
 from stages.runtimes import greedy, onnx_model
+from stages.runtimes.model import Parts
 from stages.runtimes.quantise import quantise
 
 LENGTH = {"max_new_tokens": 12}
@@ -150,13 +151,13 @@ def test_int8_is_close_and_smaller(family, exported, tmp_path):
         matrices = [n for n in before.graph.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in constant]
         assert kinds.count("MatMulInteger") == len(matrices) > 0
         assert (tmp_path / graph.name).stat().st_size < graph.stat().st_size
-    config = ours.model.config
+    parts = Parts.load(folder)
     step = {"input_ids": ours.prompts(SOURCES)["input_ids"], "attention_mask": ours.prompts(SOURCES)["attention_mask"]}
     if ours.kind == "causal":
         step["position_ids"] = (step["attention_mask"].cumsum(1) - 1).clamp(min=0)
     found = []
     for sessions in (large, small):
-        model = onnx_model.OnnxModel(config, ours.model.generation_config, sessions)
+        model = onnx_model.OnnxModel(parts, sessions)
         rest = {"encoder_outputs": model.get_encoder()(**step)} if ours.kind != "causal" else {}
         rest |= {"decoder_input_ids": torch.ones(len(SOURCES), 1, dtype=torch.long)} if rest else {}
         found.append(model(**step, **rest, past_key_values=onnx_model.DynamicCache()).logits)
