@@ -12,6 +12,9 @@ from torch import Tensor
 from stages.errors import UserError
 from stages.pruning.statistics import Gram
 
+PIECE = 2**16
+"""Elements that are moved at once."""
+
 
 def damped(gram: Gram, damping: float, name: str) -> Tensor:
     """H with `damping` times the mean of its diagonal added to the diagonal, [inputs, inputs], fp64.
@@ -57,16 +60,28 @@ def inverse_factor(hessian: Tensor, name: str) -> Tensor:
     Raises:
         UserError: H is not positive definite in double precision.
     """
-    turned, lower = hessian.flip(0, 1), hessian.mT  # by columns, as LAPACK has it: what H was becomes L
-    failed = torch.zeros((), dtype=torch.int32, device=hessian.device)
-    torch.linalg.cholesky_ex(turned, out=(lower, failed))
+    _turn(hessian)
     # What is left of a diagonal entry is no number but noise, where rounding alone makes as much.
-    noise = len(turned) * torch.finfo(turned.dtype).eps * turned.diagonal()
+    noise = len(hessian) * torch.finfo(hessian.dtype).eps * hessian.diagonal().clone()
+    lower = hessian.mT  # by columns, as LAPACK has it: H is symmetric, and what it was becomes L
+    failed = torch.zeros((), dtype=torch.int32, device=hessian.device)
+    torch.linalg.cholesky_ex(lower, out=(lower, failed))
     if bool(failed) or bool((lower.diagonal().square() <= noise).any()):
         raise UserError(f"the Hessian of {name} has no inverse: raise the method's damping")
-    del turned
     _invert(lower)
-    return lower.float().flip(0, 1)
+    _turn(hessian)
+    return lower.float()
+
+
+def _turn(matrix: Tensor) -> None:
+    """Turn the order of rows and of columns round, in place: the elements change places end to end, piece by piece."""
+    flat = matrix.view(-1)
+    last, half = flat.numel(), flat.numel() // 2
+    for start in range(0, half, PIECE):
+        end = min(start + PIECE, half)
+        front = flat[start:end].flip(0)
+        flat[start:end] = flat[last - end : last - start].flip(0)
+        flat[last - end : last - start] = front
 
 
 def _invert(lower: Tensor) -> None:

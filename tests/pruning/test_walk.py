@@ -185,6 +185,15 @@ def test_the_inverse_factor_of_a_hessian_that_is_nearly_singular():
     torch.testing.assert_close(factor, by_hand, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_turning_in_place_is_turning(size, monkeypatch):
+    monkeypatch.setattr(hessian, "PIECE", 3)
+    matrix = torch.rand(size, size)
+    turned = matrix.flip(0, 1)
+    hessian._turn(matrix)
+    assert torch.equal(matrix, turned)
+
+
 def test_a_shared_factor_is_one_a_damping():
     dense, inputs = correlated(4, 8, 50)
     gram = layer_of("sparsegpt", dense, inputs, 16).statistic
