@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from shared import SOURCES
-from torch import nn
 
 from stages.errors import UserError
 from stages.models.checkpoint import Generator
@@ -17,22 +14,6 @@ from stages.runtimes import folder as runtimes
 
 CONVERTED = ("bart", "t5", "gpt2", "llama")
 LENGTH = {"max_new_tokens": 12}
-
-
-@pytest.fixture
-def restless(build_family: Callable[..., Generator]) -> Callable[[str], Generator]:
-    """Random weights large enough that outputs differ from text to text and step to step."""
-
-    def make(family: str) -> Generator:
-        generator = build_family(family)
-        torch.manual_seed(1)
-        for parameter in generator.model.parameters():
-            if parameter.dim() > 1 and parameter.requires_grad:
-                nn.init.normal_(parameter, std=0.4)
-        generator.model.eval()
-        return generator
-
-    return make
 
 
 def tokens(generator: Generator, **settings: Any) -> list[list[int]]:

@@ -29,16 +29,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 LEAN = ("greedy", "exactly", "forced")
 
 
-def restless(generator: Generator) -> Generator:
-    """Random weights large enough that outputs differ from text to text and step to step."""
-    torch.manual_seed(1)
-    for parameter in generator.model.parameters():
-        if parameter.dim() > 1 and parameter.requires_grad:
-            nn.init.normal_(parameter, std=0.4)
-    generator.model.eval()
-    return generator
-
-
 @pytest.fixture(scope="module")
 def _exported() -> dict[str, tuple[Generator, Path]]:
     return {}
@@ -46,13 +36,13 @@ def _exported() -> dict[str, tuple[Generator, Path]]:
 
 @pytest.fixture
 def exported(
-    build_family: Callable[..., Generator], tmp_path_factory: pytest.TempPathFactory, _exported: dict[str, Any]
+    restless: Callable[[str], Generator], tmp_path_factory: pytest.TempPathFactory, _exported: dict[str, Any]
 ) -> Callable[[str], tuple[Generator, Path]]:
     """A generator of a family and the folder it was exported to, once for all tests."""
 
     def get(family: str) -> tuple[Generator, Path]:
         if family not in _exported:
-            generator = restless(build_family(family))
+            generator = restless(family)
             folder = tmp_path_factory.mktemp(family) / "onnx"
             runtimes.save(generator, folder, "onnx", source=family)
             _exported[family] = generator, folder
@@ -106,9 +96,9 @@ def test_padding_leaves_a_text_as_it_is(family, exported):
         assert alone == row[len(row) - len(alone) :]
 
 
-def test_blocks_may_differ_in_heads_and_widths(build_family, tmp_path):
+def test_blocks_may_differ_in_heads_and_widths(restless, tmp_path):
     """As structural pruning leaves them: no config of `transformers` describes such a model."""
-    generator = restless(build_family("bert"))
+    generator = restless("bert")
     for side, block in ((generator.model.encoder, 0), (generator.model.decoder.bert, 1)):
         layer = side.encoder.layer[block]
         keep_neurons(layer, 20 + block)

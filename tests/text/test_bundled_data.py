@@ -47,3 +47,20 @@ def test_counts_are_those_of_the_readme(name, rows, acts):
 def test_an_act_names_every_placeholder_of_its_utterances():
     for act, utterance in pairs("crosswoz"):
         assert set(re.findall(r"\[([A-Za-z]+(?:\+[^\[\]+]+)+)\]", utterance)) <= set(act.split("*"))
+
+
+def test_derivation_of_the_bundled_sets(derive, tmp_path):
+    acts = {"Hotel-Inform": {"Area;Name;Name;": ["b", "a", "b"], "none;": ["  c , "]}, "general-bye": {"none;": ["d"]}}
+    pairs = derive.multiwoz_pairs(acts)
+    assert pairs == [
+        ("Hotel-Inform (Area, Name, Name)", "b"),
+        ("Hotel-Inform (Area, Name, Name)", "a"),
+        ("Hotel-Inform", "  c , "),
+        ("general-bye", "d"),
+    ]
+    assert derive.crosswoz_pairs({"": ["x"], "Inform+酒店+价格*Inform+酒店+名称": ["y", "y"]}) == [
+        ("Inform+酒店+价格*Inform+酒店+名称", "y")
+    ]
+    derive.write_csv(tmp_path / "a.csv.gz", pairs)
+    # No name (flag 8) and no time in the gzip header.
+    assert (tmp_path / "a.csv.gz").read_bytes()[3:8] == bytes(5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -381,24 +380,3 @@ def test_cleaning_imports_nothing_heavy():
     check = "import sys, stages.clean; print({'torch', 'transformers', 'datasets', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-def test_derivation_of_the_bundled_sets(tmp_path, monkeypatch):
-    shutil.copy(ROOT / "data/raw/derive.py", tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    import derive
-
-    acts = {"Hotel-Inform": {"Area;Name;Name;": ["b", "a", "b"], "none;": ["  c , "]}, "general-bye": {"none;": ["d"]}}
-    pairs = derive.multiwoz_pairs(acts)
-    assert pairs == [
-        ("Hotel-Inform (Area, Name, Name)", "b"),
-        ("Hotel-Inform (Area, Name, Name)", "a"),
-        ("Hotel-Inform", "  c , "),
-        ("general-bye", "d"),
-    ]
-    assert derive.crosswoz_pairs({"": ["x"], "Inform+酒店+价格*Inform+酒店+名称": ["y", "y"]}) == [
-        ("Inform+酒店+价格*Inform+酒店+名称", "y")
-    ]
-    derive.write_csv(tmp_path / "a.csv.gz", pairs)
-    # No name (flag 8) and no time in the gzip header.
-    assert (tmp_path / "a.csv.gz").read_bytes()[3:8] == bytes(5)
