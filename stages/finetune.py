@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from stages.bitmasks import Masks
     from stages.models.anatomy import Anatomy
     from stages.models.checkpoint import Generator
+    from stages.training.checkpoints import Checkpoints
     from stages.training.distillation import Teacher
     from stages.training.loop import Outcome
     from stages.training.sparsity import HoldMasks
@@ -47,7 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from stages.models import anatomy, checkpoint
     from stages.pruning import criterion, masks, schedules
-    from stages.training.checkpoints import Checkpoints
     from stages.training.loop import total_steps, train
     from stages.training.lora import adapted
     from stages.training.rewinding import Rewind
@@ -55,12 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training = read_pairs(layout.DATA / "train.parquet")
     validation = read_pairs(layout.DATA / "validation.parquet")
     generator = checkpoint.load(layout.model_folder(layout.BASELINE))
-    described = anatomy.describe(generator.model)
-    examples = generator.encode(training.sources, training.targets)
-
     if criterion.find(level.method).structure:
         _cut(level, generator, training, validation, settings)
         return
+    described = anatomy.describe(generator.model)
+    examples = generator.encode(training.sources, training.targets)
+
     steps = total_steps(len(examples), settings.finetune)
     pace = settings.finetune
     if criterion.find(level.method).learn:
@@ -73,8 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         starts = schedules.round_starts(settings.finetune, steps)
         callbacks.append(Rewind(generator.model, holder, starts, weights=settings.finetune.rewind == "weights"))
 
-    decisive = (layout.model_folder(layout.BASELINE), settings.prune.model_dump_json())
-    checkpoints = Checkpoints(f"finetune-{key}", params.checkpoint_every(), decisive)
+    checkpoints = _checkpoints(key, settings.prune)
 
     with track("finetune", key, settings) as run:
         with adapted(generator.model, described.matrices, holder.masks, settings.finetune.lora):
@@ -107,7 +106,6 @@ def _cut(
     from stages.pruning.structure.plan import PLAN_FILE, Plan
     from stages.pruning.structure.vocabulary import seen, trim
     from stages.training.calibration import context
-    from stages.training.checkpoints import Checkpoints
     from stages.training.cutting import cut_and_train, rounds
     from stages.training.loop import total_steps
 
@@ -117,11 +115,10 @@ def _cut(
     seed, rules = settings.runtime.seed, settings.prune
     dense = anatomy.describe(generator.model)
     whole = structural.cost(context(generator, dense.matrices, pairs, rules, level.method, seed))
-    teacher = _teacher(settings.finetune.distillation)
+    read = None
     if rules.structured.vocabulary:
         read = seen(generator, training.sources + validation.sources, training.targets + validation.targets)
         generator = trim(generator, read)
-        teacher = _teacher(settings.finetune.distillation, read)
     examples = generator.encode(*pairs)
     parts = rounds(settings.finetune, level.sparsity, total_steps(len(examples), settings.finetune))
 
@@ -135,8 +132,7 @@ def _cut(
         looked_at = context(smaller, matrices, pairs, rules, level.method, seed)
         return structural.choose(looked_at, whole * share)
 
-    decisive = (layout.model_folder(layout.BASELINE), rules.model_dump_json())
-    checkpoints = Checkpoints(f"finetune-{level.key}", params.checkpoint_every(), decisive)
+    checkpoints = _checkpoints(level.key, rules)
 
     with track("finetune", level.key, settings) as run:
         cut = cut_and_train(
@@ -149,7 +145,7 @@ def _cut(
             settings.runtime,
             layout.SCRATCH / f"finetune-{level.key}",
             callbacks=run.callbacks,
-            teacher=teacher,
+            teacher=_teacher(settings.finetune.distillation, read),
             checkpoints=checkpoints,
         )
         if writes_outputs():
@@ -198,6 +194,14 @@ def _holder(
     if chosen.learn:
         return LearnMasks(described.weights, first_masks, plan, choose_by, chosen.learn)
     return HoldMasks(described.weights, first_masks, plan, choose)
+
+
+def _checkpoints(key: str, rules: params.Prune) -> Checkpoints:
+    """Where a level's training is kept as it goes."""
+    from stages.training.checkpoints import Checkpoints
+
+    decisive = (layout.model_folder(layout.BASELINE), rules.model_dump_json())
+    return Checkpoints(f"finetune-{key}", params.checkpoint_every(), decisive)
 
 
 def _teacher(distillation: params.Distillation, tokens: set[int] | None = None) -> Teacher | None:

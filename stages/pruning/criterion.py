@@ -8,7 +8,8 @@ stages/params/prune.py and params.yaml, and give it a test.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from stages.pruning.layerwise import Layerwise
     from stages.pruning.structure.plan import Plan
 
+NO_CALIBRATION = "no calibration examples: the training split is empty, or prune.calibration.samples is 0"
 Batches = Callable[[], Iterable[dict[str, Tensor]]]
 """Gives the calibration batches, on the model's device, the same ones at every call."""
 
@@ -43,6 +45,16 @@ class Context:
     def weights(self) -> dict[str, nn.Parameter]:
         """The eligible weights by name."""
         return {name: matrix.weight for name, matrix in self.matrices.items()}
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Have the model in evaluation mode for the block, and in the mode it was in after it."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
 
 
 @dataclass(frozen=True)

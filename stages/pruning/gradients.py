@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stages.errors import UserError
 from stages.models.likelihood import aligned, cross_entropy
-from stages.pruning.criterion import Context
+from stages.pruning.criterion import NO_CALIBRATION, Context
 
 Batch = dict[str, Tensor]
 Loss = Callable[[Any, Batch], Tensor]
@@ -68,16 +68,14 @@ def _mean(context: Context, values: Callable[[Batch, Sequence[nn.Parameter]], It
     """Mean over the batches of `values(batch, weights)`, a tensor for each eligible weight."""
     weights = context.weights
     totals = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
-    training = context.model.training
-    context.model.eval()
     count = 0
-    for batch in context.batches():
-        for total, value in zip(totals.values(), values(batch, list(weights.values())), strict=True):
-            total += value
-        count += 1
-    context.model.train(training)
+    with context.evaluating():
+        for batch in context.batches():
+            for total, value in zip(totals.values(), values(batch, list(weights.values())), strict=True):
+                total += value
+            count += 1
     if not count:
-        raise UserError("no calibration examples: the training split is empty, or prune.calibration.samples is 0")
+        raise UserError(NO_CALIBRATION)
     for name, total in totals.items():
         if not bool(total.isfinite().all()):
             raise UserError(f"the gradient of {name} is not finite: the model has diverged; lower the learning rate")

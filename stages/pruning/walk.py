@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from stages.errors import UserError
 from stages.models.anatomy import Matrix
-from stages.pruning.criterion import Context
+from stages.models.checkpoint import IGNORED
+from stages.pruning.criterion import NO_CALIBRATION, Context
 from stages.pruning.statistics import Statistic
 
 Visit = Callable[[str, dict[str, Statistic]], None]
@@ -40,18 +41,13 @@ def walk(context: Context, statistic: Callable[[int, torch.device], Statistic], 
     blocks = _blocks(context)
     batches = list(context.batches())
     if not batches:
-        raise UserError("no calibration examples: the training split is empty, or prune.calibration.samples is 0")
+        raise UserError(NO_CALIBRATION)
     gathering = _Gathering(context.matrices, model, statistic)
-    training = model.training
-    model.eval()
-    try:
-        with ExitStack() as stack:
-            for name, matrices in blocks.items():
-                stack.enter_context(_stopping_after(model.get_submodule(name), name, matrices, gathering))
-            passes = [greenlet(_pass(model, batch, gathering)) for batch in batches]
-            _abreast(passes, lambda block: visit(block, gathering.take(block, blocks[block])), len(blocks))
-    finally:
-        model.train(training)
+    with context.evaluating(), ExitStack() as stack:
+        for name, matrices in blocks.items():
+            stack.enter_context(_stopping_after(model.get_submodule(name), name, matrices, gathering))
+        passes = [greenlet(_pass(model, batch, gathering)) for batch in batches]
+        _abreast(passes, lambda block: visit(block, gathering.take(block, blocks[block])), len(blocks))
 
 
 def _blocks(context: Context) -> dict[str, list[Matrix]]:
@@ -85,10 +81,6 @@ def _abreast(passes: Sequence[greenlet], at_block: Callable[[str], None], count:
         for one in passes:
             if not one.dead:
                 one.throw()  # unwinds the forward pass: what comes after the last block is of no use
-
-
-IGNORED = -100
-"""Label of a position that is no token of the target."""
 
 
 DIFFERENT = "calibration batches took different ways through the model: {}"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -121,7 +120,7 @@ def _knobs(structure: Structure, rules: Structured) -> list[Knob]:
         for side, stack in sorted(structure.stacks.items())  # the decoder first: it takes most of a reply's time
         if not _refused(rules, f"{side}_layers", stack.locked)
     ]
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, Axis] = {}
     for axis in structure.axes.values():
         sizes.setdefault(axis.size, axis)
     bound = {size for size in sizes if size in structure.head_sizes}
@@ -180,16 +179,15 @@ def _left(knob: Knob, share: float) -> int:
     return next((size for size in knob.allowed if size >= left), left)
 
 
-def _uniform(structure: Structure, cost_of: Cost, fixed: Sizes, free: Iterable[Knob], limit: float) -> dict[Knob, int]:
+def _uniform(structure: Structure, cost_of: Cost, fixed: Sizes, free: Sequence[Knob], limit: float) -> dict[Knob, int]:
     """Sizes within the limit of which free knobs lose about the same share.
 
     Where there are few layers, the same share of each can be far less than the limit. So layers, heads and width go one
     after another, the next always of what has lost the smallest share, and neurons as many as it then takes; of all
     that comes as near to the limit as any, the most even is taken.
     """
-    free = list(free)
     fine = [knob for knob in free if knob.kind == "neurons"]
-    coarse = [knob for knob in free if knob not in fine]
+    coarse = [knob for knob in free if knob.kind != "neurons"]
     dense = cost_of(whole(structure))
     found = []
     held = {**fixed, **{knob: knob.size for knob in coarse}}
@@ -221,18 +219,17 @@ def _same_share(
 
 
 def _candidates(
-    structure: Structure, cost_of: Cost, fixed: Sizes, free: Iterable[Knob], limit: float
-) -> Iterator[dict[Knob, int]]:
+    structure: Structure, cost_of: Cost, fixed: Sizes, free: Sequence[Knob], limit: float
+) -> list[dict[Knob, int]]:
     """Sizes within the limit: every number of layers, some of heads and width, and as many neurons as fit then."""
-    free = list(free)
     fine = [knob for knob in free if knob.kind == "neurons"]
     coarse = [knob for knob in free if knob.kind != "neurons"]
-    tried = 0
+    tried = []
     for sizes in itertools.product(*(_some(knob) for knob in coarse)):
         chosen = {**fixed, **dict(zip(coarse, sizes, strict=True))}
         if _cost(structure, cost_of, {**chosen, **dict.fromkeys(fine, 1)}) > limit:
             continue
-        found = _uniform(structure, cost_of, chosen, fine, limit)
+        found = _same_share(structure, cost_of, chosen, fine, limit)
         # With the next larger number of a knob, and neurons as they are, the budget would do as well.
         wasteful = any(
             _cost(structure, cost_of, {**found, knob: min(more)}) <= limit
@@ -240,10 +237,10 @@ def _candidates(
             if (more := [size for size in _some(knob) if size > found[knob]])
         )
         if not wasteful:
-            tried += 1
-            yield found
+            tried.append(found)
     if not tried:
         _within(structure, cost_of, {**fixed, **dict.fromkeys(free, 1)}, limit)
+    return tried
 
 
 def _some(knob: Knob) -> list[int]:
@@ -252,13 +249,10 @@ def _some(knob: Knob) -> list[int]:
     return sorted({_left(knob, 1 - step / STEPS) for step in range(1, STEPS + 1)}, reverse=True)
 
 
-def _least_loss(
-    context: Context, structure: Structure, units: _Units, candidates: Iterable[Mapping[Knob, int]]
-) -> Plan:
+def _least_loss(context: Context, structure: Structure, units: _Units, candidates: Sequence[Sizes]) -> Plan:
     best: tuple[float, Plan] | None = None
     refused: UserError | None = None
-    found = list(candidates)
-    for sizes in found[:: math.ceil(len(found) / MOST_TRIED)]:
+    for sizes in candidates[:: math.ceil(len(candidates) / MOST_TRIED)]:
         try:
             plan = units.plan(sizes)
         except UserError as error:  # no config of the family has these sizes

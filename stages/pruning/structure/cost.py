@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stages.models.anatomy import Matrix
-from stages.models.checkpoint import sides
+from stages.models.checkpoint import IGNORED, sides
 from stages.pruning.criterion import Context
 from stages.pruning.structure.axes import Structure
 from stages.pruning.structure.plan import Plan
@@ -69,7 +69,7 @@ def _lengths(context: Context) -> tuple[float, float]:
     texts = source = target = 0
     for batch in context.batches():
         texts += len(batch["labels"])
-        labels = int((batch["labels"] >= 0).sum())
+        labels = int((batch["labels"] != IGNORED).sum())
         target += labels
         # A causal generator reads prompt and completion as one.
         source += int(batch["attention_mask"].sum()) - (0 if model.config.is_encoder_decoder else labels)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from torch.nn import functional
 
 from stages.errors import UserError
 from stages.models.anatomy import Matrix, Side
-from stages.pruning.criterion import Context
+from stages.models.checkpoint import IGNORED
+from stages.pruning.criterion import NO_CALIBRATION, Context
 from stages.pruning.gradients import total_loss
 from stages.pruning.layerwise import walk
 from stages.pruning.statistics import Statistic
@@ -20,7 +20,6 @@ from stages.pruning.structure.axes import Dimension, Structure
 from stages.pruning.structure.masking import masked
 from stages.pruning.structure.plan import Plan, whole
 
-NO_CALIBRATION = "no calibration examples: the training split is empty, or prune.calibration.samples is 0"
 Scores = dict[str, Tensor]
 """By name of the axis, fp32 [units]; the lowest go first."""
 
@@ -99,10 +98,10 @@ def units(context: Context, structure: Structure, score: str) -> Scores:
 def mean_loss(context: Context) -> float:
     """Mean -log p of a calibration token, in nats."""
     total, tokens = 0.0, 0
-    with _evaluating(context.model), torch.no_grad():
+    with context.evaluating(), torch.no_grad():
         for batch in context.batches():
             total += float(total_loss(context.model, batch))
-            tokens += int((batch["labels"] >= 0).sum())
+            tokens += int((batch["labels"] != IGNORED).sum())
     if not tokens:
         raise UserError(NO_CALIBRATION)
     return total / tokens
@@ -177,7 +176,7 @@ def _taylor(
         weights = {name: matrix.weight for name, matrix in context.matrices.items()}
     totals: Scores = {}
     count = 0
-    with _evaluating(model):
+    with context.evaluating():
         for batch in context.batches():
             gradients = torch.autograd.grad(
                 model(**batch).loss, list(weights.values()), allow_unused=True, materialize_grads=True
@@ -241,13 +240,3 @@ def _influence(record: list[float]) -> Callable[..., None]:
         record.append(1 - float(functional.cosine_similarity(before, after, dim=-1).double().mean()))
 
     return hook
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

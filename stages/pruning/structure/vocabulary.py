@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from stages.errors import UserError
-from stages.models.checkpoint import Generator, sides
+from stages.models.checkpoint import IGNORED, Generator, sides
 
 TENSORS = re.compile(
     r".*(word_embeddings\.weight|embed_tokens\.weight|shared\.weight|wte\.weight|embed_out\.weight"
@@ -42,7 +43,7 @@ def seen(generator: Generator, sources: Iterable[str], targets: Iterable[str]) -
     found: set[int] = set()
     for example in generator.encode(list(sources), list(targets)):
         found.update(example["input_ids"])
-        found.update(label for label in example["labels"] if label >= 0)
+        found.update(label for label in example["labels"] if label != IGNORED)
     return found | _always(generator)
 
 
@@ -77,8 +78,7 @@ def _always(generator: Generator) -> set[int]:
             if name.endswith("_token_id"):
                 found |= set(numbers) if isinstance(numbers, list) else {numbers}
     if getattr(tokenizer, "is_fast", False):
-        spelled = json.loads(tokenizer.backend_tokenizer.to_str())
-        single = spelled["model"]["type"] == "BPE"  # the alphabet: bytes, or characters
+        single = isinstance(tokenizer.backend_tokenizer.model, BPE)  # the alphabet: bytes, or characters
         for piece, number in tokenizer.get_vocab().items():
             if BYTES.fullmatch(piece) or (single and len(piece) == 1):
                 found.add(number)
@@ -91,8 +91,7 @@ def _closed(keep: set[int], model: Mapping[str, Any]) -> set[int]:
         return keep
     numbers = model["vocab"]
     parts: dict[int, set[int]] = {}
-    for merge in model["merges"]:
-        left, right = merge if isinstance(merge, list) else merge.split(" ")
+    for left, right in map(_parts, model["merges"]):
         if (made := numbers.get(left + right)) is not None:
             parts.setdefault(made, set()).update((numbers[left], numbers[right]))
     waiting = list(keep)
@@ -113,7 +112,11 @@ def _rebuilt(tokenizer: Any, spelled: dict[str, Any], renumbered: Mapping[int, i
         old = model["vocab"]
         model["vocab"] = {piece: renumbered[number] for piece, number in old.items() if number in renumbered}
         if model["type"] == "BPE":
-            model["merges"] = [merge for merge in model["merges"] if _is_kept(merge, model["vocab"])]
+            model["merges"] = [
+                merge
+                for merge in model["merges"]
+                if {*(parts := _parts(merge)), "".join(parts)} <= model["vocab"].keys()
+            ]
     else:
         raise UserError(f"a vocabulary of type {model['type']} cannot be trimmed: set vocabulary to false")
     for token in spelled["added_tokens"]:
@@ -128,9 +131,10 @@ def _rebuilt(tokenizer: Any, spelled: dict[str, Any], renumbered: Mapping[int, i
     )
 
 
-def _is_kept(merge: Any, vocabulary: Mapping[str, int]) -> bool:
+def _parts(merge: Any) -> tuple[str, str]:
+    """The two tokens of a merge, which older files have as one text."""
     left, right = merge if isinstance(merge, list) else merge.split(" ")
-    return left in vocabulary and right in vocabulary and left + right in vocabulary
+    return left, right
 
 
 def _renumber(processor: Any, renumbered: Mapping[int, int]) -> None:
