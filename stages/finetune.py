@@ -101,7 +101,7 @@ def _cut(
 ) -> None:
     """Fine-tune a level that parts of the baseline are removed of, and write it."""
     from stages.models import anatomy, checkpoint
-    from stages.pruning import criterion
+    from stages.pruning import changes, criterion
     from stages.pruning.structure.axes import describe
     from stages.pruning.structure.plan import PLAN_FILE, Plan
     from stages.pruning.structure.vocabulary import seen, trim
@@ -115,6 +115,8 @@ def _cut(
     seed, rules = settings.runtime.seed, settings.prune
     dense = anatomy.describe(generator.model)
     whole = structural.cost(context(generator, dense.matrices, pairs, rules, level.method, seed))
+    if rules.structured.trains_first:
+        changes.load(generator.model, layout.pruned_folder(level.key) / changes.WEIGHTS_FILE)
     read = None
     if rules.structured.vocabulary:
         read = seen(generator, training.sources + validation.sources, training.targets + validation.targets)

@@ -3,7 +3,7 @@
     dvc repro prune@magnitude-0.5          (or: python -m stages.prune magnitude-0.5)
 
 In:  outputs/models/baseline, outputs/data/{train,validation}.parquet; params `prune`, `runtime` and, for
-     methods that train first (l1, l2), `train`.
+     methods that train first (l1, l2, structured by group_lasso), `train`.
 Out: outputs/models/pruned/KEY with masks.safetensors (one bit a weight) and, if the method changed weights,
      those in weights.safetensors; if it removes parts, what stays in structure.json; outputs/metrics/prune/KEY.json
      and KEY.layers.csv.
@@ -12,19 +12,22 @@ Out: outputs/models/pruned/KEY with masks.safetensors (one bit a weight) and, if
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from stages import layout, params
 from stages.errors import command
 from stages.files import digest, replacing, write_json
+from stages.params.prune import Penalty
 from stages.runtime import prepare
 from stages.text.pairs import Pairs, read_pairs
 
 if TYPE_CHECKING:
-    from stages.models.anatomy import Anatomy
     from stages.models.checkpoint import Generator
-    from stages.pruning.criterion import Criterion, Structural
+    from stages.pruning.criterion import Structural
+
+PENALTY_KNOBS = {*Penalty.model_fields, "group_lasso", "heads", "neurons", "width"}
+"""Those of a method's params that decide what its penalised training comes to."""
 
 
 @command
@@ -55,8 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _remove(level, generator, chosen.structure, settings, training, validation)
         return
     engine.check(described.matrices, level.sparsity, rules)
-    if chosen.shrink:
-        _penalise(generator, described, chosen, level, settings, training, validation, before)
+    if shrink := chosen.shrink:
+        penalty = getattr(rules, level.method)
+        weights = described.weights.values()
+
+        def step(rate: float) -> None:
+            for weight in weights:
+                shrink(weight, rate, penalty.strength)
+
+        _penalise(generator, step, penalty, level, settings, training, validation, before)
     pairs = (training.sources, training.targets)
     looked_at = context(generator, described.matrices, pairs, rules, level.method, settings.runtime.seed)
     chosen_masks = engine.choose(looked_at, chosen, level.sparsity, rules)
@@ -84,25 +94,33 @@ def _remove(
     """Choose which parts stay, and say what they come to."""
     from stages.evaluation.loss import mean_loss
     from stages.models import anatomy
-    from stages.pruning import report
+    from stages.pruning import changes, report
     from stages.pruning.structure.axes import describe
+    from stages.pruning.structure.group_lasso import GroupLasso
     from stages.pruning.structure.plan import PLAN_FILE
     from stages.pruning.structure.removal import names_after, shrink
     from stages.pruning.structure.vocabulary import seen, trim
     from stages.training.calibration import context
 
+    rules = settings.prune.structured
     dense = anatomy.describe(generator.model)
+    before = changes.fingerprints(generator.model) if rules.trains_first else {}
+    if rules.trains_first:
+        step = GroupLasso(generator.model, rules).shrink
+        _penalise(generator, step, rules.group_lasso, level, settings, training, validation, before)
     pairs = (training.sources, training.targets)
     looked_at = context(generator, dense.matrices, pairs, settings.prune, level.method, settings.runtime.seed)
     plan = structural.choose(looked_at, structural.cost(looked_at) * (1 - level.sparsity))
     smaller = shrink(generator, plan)
-    if settings.prune.structured.vocabulary:
+    if rules.vocabulary:
         smaller = trim(
             smaller, seen(smaller, training.sources + validation.sources, training.targets + validation.targets)
         )
     with replacing(layout.pruned_folder(level.key)) as folder:
         folder.mkdir()
         plan.save(folder / PLAN_FILE)
+        if rules.trains_first:
+            changes.save(generator.model, folder / changes.WEIGHTS_FILE, before)
     left = anatomy.describe(smaller.model)
     names = names_after(describe(generator.model), plan)
     metrics = report.counts(smaller.model, left, dense) | {
@@ -114,15 +132,15 @@ def _remove(
 
 def _penalise(
     generator: Generator,
-    described: Anatomy,
-    chosen: Criterion,
+    step: Callable[[float], None],
+    penalty: Penalty,
     level: layout.Level,
     settings: params.Params,
     training: Pairs,
     validation: Pairs,
     before: Mapping[str, str],
 ) -> None:
-    """Train with the method's penalty, in place.
+    """Train with a penalty, in place; `step` applies it to the weights at a learning rate.
 
     All sparsities of a method rank the same penalised weights, so the first level keeps them in the scratch
     folder under a hash of all that decides them, and the next ones read them there.
@@ -132,14 +150,12 @@ def _penalise(
     from stages.training.loop import train
     from stages.training.sparsity import Shrink
 
-    assert chosen.shrink is not None
-    penalty = getattr(settings.prune, level.method)
     optimization = settings.train.model_copy(update={"epochs": penalty.epochs, "learning_rate": penalty.learning_rate})
     name = digest(
         layout.model_folder(layout.BASELINE),
         layout.DATA / "train.parquet",
         optimization.model_dump_json(exclude={"checkpoint_every"}),
-        penalty.model_dump_json(),
+        getattr(settings.prune, level.method).model_dump_json(include=PENALTY_KNOBS),
         settings.runtime.model_dump_json(),
         level.method,
     )
@@ -153,7 +169,7 @@ def _penalise(
             optimization,
             settings.runtime,
             layout.SCRATCH / f"prune-{name}",
-            callbacks=[Shrink(described.weights, chosen.shrink, penalty.strength)],
+            callbacks=[Shrink(step)],
             checkpoints=checkpoints,
         )
         changes.save(generator.model, kept, before)

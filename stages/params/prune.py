@@ -117,7 +117,8 @@ class Structured(Section):
 
     budget: Literal["parameters", "flops"]
     allocation: Literal["uniform", "loss"]
-    score: Literal["norm", "taylor", "taylor_sum", "gate", "activation"]
+    score: Literal["norm", "group_lasso", "taylor", "taylor_sum", "gate", "activation"]
+    group_lasso: Penalty
     layer_score: Literal["loss", "output"]
     encoder_layers: Removed
     decoder_layers: Removed
@@ -125,6 +126,19 @@ class Structured(Section):
     neurons: Removed
     width: Removed
     vocabulary: bool
+
+    @property
+    def trains_first(self) -> bool:
+        """Whether units are ranked after a training that penalises them."""
+        return self.score == "group_lasso"
+
+    @model_validator(mode="after")
+    def _something_to_penalise(self) -> Structured:
+        if self.trains_first and not any((self.heads, self.neurons, self.width)):
+            raise ValueError(
+                "score group_lasso trains units away: let heads, neurons or width go, or take another score"
+            )
+        return self
 
 
 class Prune(Section):

@@ -91,22 +91,13 @@ class HoldMasks(TrainerCallback):
 
 
 class Shrink(TrainerCallback):
-    """Applies a penalty to the eligible weights after each optimizer step, at the step's learning rate."""
+    """Applies a penalty after each optimizer step, at the step's learning rate."""
 
-    def __init__(
-        self,
-        weights: Mapping[str, nn.Parameter],
-        shrink: Callable[[Tensor, float, float], None],
-        strength: float,
-    ) -> None:
-        """Set up for one training run; `shrink(weight, rate, strength)` changes a weight in place."""
-        self._weights = weights
+    def __init__(self, shrink: Callable[[float], None]) -> None:
+        """Set up for one training run; `shrink(rate)` changes the model's weights in place."""
         self._shrink = shrink
-        self._strength = strength
 
     @torch.no_grad()
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
         """Shrink. The scheduler has not moved yet, so this is the rate the optimizer has just used."""
-        rate = float(optimizer.param_groups[0]["lr"])
-        for weight in self._weights.values():
-            self._shrink(weight, rate, self._strength)
+        self._shrink(float(optimizer.param_groups[0]["lr"]))

@@ -155,12 +155,14 @@ def test_finetune_ends_in_the_same_bits(key, changes, project, monkeypatch, caps
     compare(lambda: finetune.main([key]), monkeypatch, capsys, 4, *random_ends(len(str(changes))))
 
 
-def test_a_penalty_ends_in_the_same_bits(project, monkeypatch, capsys):
-    project(train=SHORT, prune={"l1": {"epochs": 6.0}})
+@pytest.mark.parametrize("key", ["l1-0.6", "structured-0.4"])
+def test_a_penalty_ends_in_the_same_bits(key, project, monkeypatch, capsys):
+    lasso = {"score": "group_lasso", "group_lasso": {"epochs": 6.0}}
+    project(train=SHORT, prune={"l1": {"epochs": 6.0}, "structured": lasso})
 
     def stage() -> None:
         shutil.rmtree(layout.SCRATCH / "penalised", ignore_errors=True)
-        prune.main(["l1-0.6"])
+        prune.main([key])
 
     compare(stage, monkeypatch, capsys, 4, *random_ends(0))
 

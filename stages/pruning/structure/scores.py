@@ -66,7 +66,7 @@ def activation(context: Context, structure: Structure) -> Scores:
             dimension = _read(context.matrices[name], structure)
             if dimension and isinstance(statistic, _Magnitudes):
                 mean = statistic.sums / max(statistic.tokens, 1)
-                found.setdefault(dimension.axis, []).append(_per_unit(mean, 0, dimension, structure))
+                found.setdefault(dimension.axis, []).append(per_unit(mean, 0, dimension, structure))
 
     walk(context, _Magnitudes, visit)
     return {name: torch.stack(means).mean(dim=0) for name, means in found.items()}
@@ -74,6 +74,7 @@ def activation(context: Context, structure: Structure) -> Scores:
 
 UNITS: Mapping[str, Callable[[Context, Structure], Scores]] = {
     "norm": norm,
+    "group_lasso": norm,  # after the training of `group_lasso`
     "taylor": taylor,
     "taylor_sum": taylor_sum,
     "gate": gate,
@@ -208,12 +209,12 @@ def _summed(
     for name, value in values:
         for place, dimension in enumerate(structure.tensors[name]):
             if dimension and (along is None or along[name] is dimension):
-                summed = _per_unit(value, place, dimension, structure)
+                summed = per_unit(value, place, dimension, structure)
                 totals[dimension.axis] = totals[dimension.axis] + summed if dimension.axis in totals else summed
     return totals
 
 
-def _per_unit(value: Tensor, place: int, dimension: Dimension, structure: Structure) -> Tensor:
+def per_unit(value: Tensor, place: int, dimension: Dimension, structure: Structure) -> Tensor:
     """Sum over everything but the units that lie along one dimension."""
     others = [other for other in range(value.dim()) if other != place]
     summed = value.sum(dim=others) if others else value
