@@ -55,6 +55,23 @@ def build_family(settings: Callable[..., params.Params]) -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture
+def restless(build_family: Callable[..., Any]) -> Callable[[str], Any]:
+    """`restless(family)`: random weights large enough that outputs differ from text to text and step to step."""
+    import torch
+
+    def make(family: str) -> Any:
+        generator = build_family(family)
+        torch.manual_seed(1)
+        for parameter in generator.model.parameters():
+            if parameter.dim() > 1 and parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.4)
+        generator.model.eval()
+        return generator
+
+    return make
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     import sys
