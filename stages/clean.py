@@ -1,4 +1,7 @@
-"""python -m stages.clean
+"""python -m stages.clean [--scheduler ADDRESS]
+
+Rows are cleaned by `clean.workers` processes or, with a scheduler, by the workers of its Dask cluster; the outputs are
+the same bytes. As a stage: `ESPALIER_SCHEDULER=ADDRESS dvc repro clean`.
 
 In: the data that `data` in params.yaml names, and the steps under `clean`.
 Out: outputs/data/{train,validation,test}.parquet with a row a pair (source, target, file, row), and
@@ -9,11 +12,14 @@ lengths and examples; outputs/metrics/clean.json with its numbers. All of them, 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
 from stages import files, layout, params
+from stages.cluster.connection import VARIABLE, connected
+from stages.cluster.spread import Spread
 from stages.errors import command
 from stages.text.cleaning import OUTPUTS, clean_pairs
 from stages.text.profile import metrics, show
@@ -23,7 +29,9 @@ from stages.text.progress import counting
 @command
 def main() -> None:
     """Clean and split the data."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scheduler", metavar="ADDRESS", default=os.environ.get(VARIABLE), help="of a Dask cluster")
+    args = parser.parse_args()
     settings = params.load("data", "clean")
 
     layout.SCRATCH.mkdir(parents=True, exist_ok=True)
@@ -36,7 +44,8 @@ def main() -> None:
         profile_file = stack.enter_context(files.replacing(layout.DATA / "profile.json"))
         metrics_file = stack.enter_context(files.replacing(layout.metrics_file("clean")))
 
-        profile = clean_pairs(settings.data, settings.clean, outputs, scratch, progress)
+        spread = Spread(stack.enter_context(connected(args.scheduler))) if args.scheduler else None
+        profile = clean_pairs(settings.data, settings.clean, outputs, scratch, progress, spread)
         files.write_json(profile_file, profile)
         files.write_json(metrics_file, metrics(profile))
     show(profile)

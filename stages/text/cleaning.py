@@ -1,6 +1,6 @@
 """From raw rows to splits, in two passes, so that memory holds under 100 bytes a row and no texts.
 
-The first pass reads, normalises and filters in several processes, and leaves the rows in an Arrow file.
+The first pass reads, and normalises and filters in several processes or machines, and leaves the rows in an Arrow file.
 Between the passes, duplicates are found and splits assigned on columns of digests. The second pass goes through
 the memory-mapped file and writes each row where it belongs.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from stages.params import Clean, Data
 from stages.text.cleaner import CLEANED, KEPT, REASON_CODES, SPLIT_CODES, BatchCleaner
 from stages.text.deduplicate import Numbered, near_duplicates, repeated
 from stages.text.filtering import REASONS
-from stages.text.parallel import ordered_map
+from stages.text.parallel import OrderedMap, ordered_map
 from stages.text.profile import Profile, describe
 from stages.text.reading import SPLITS, Part, find_parts, read_batches
 from stages.text.rows import no_rows
@@ -33,7 +34,12 @@ OUTPUTS = (*SPLITS, "rejected")
 
 
 def clean_pairs(
-    data: Data, clean: Clean, outputs: Mapping[str, Path], scratch: Path, progress: Callable[[int], None]
+    data: Data,
+    clean: Clean,
+    outputs: Mapping[str, Path],
+    scratch: Path,
+    progress: Callable[[int], None],
+    spread: OrderedMap | None = None,
 ) -> Profile:
     """Clean the data that params.yaml names, and split it.
 
@@ -43,6 +49,7 @@ def clean_pairs(
         outputs: file to write for each of `OUTPUTS`.
         scratch: an existing folder for what is needed meanwhile: the cleaned rows, and a download of a hub dataset.
         progress: called with the number of rows of each batch read.
+        spread: shares batches out, in place of `clean.workers` processes of this machine.
 
     Returns:
         The profile of what was read, kept and rejected.
@@ -52,10 +59,11 @@ def clean_pairs(
     """
     parts = find_parts(data, scratch / "hub")
     cleaner = BatchCleaner.of(data, clean)
+    spread = spread or partial(ordered_map, workers=clean.workers)
     path = scratch / "cleaned.arrow"
     read = 0
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, CLEANED) as writer:
-        for batch in ordered_map(cleaner, read_batches(parts), clean.workers):
+        for batch in spread(cleaner, read_batches(parts)):
             writer.write_batch(batch)
             read += batch.num_rows
             progress(batch.num_rows)
@@ -64,7 +72,7 @@ def clean_pairs(
     with pa.memory_map(str(path)) as file:
         rows = pa.ipc.open_file(file).read_all()
         _require_ready_made(parts, rows)
-        reasons, splits = _decide(rows, clean)
+        reasons, splits = _decide(rows, clean, spread)
         files = [part.name for part in parts]
         profile = describe(rows, reasons, splits, files)
         _require_rows(profile)
@@ -78,7 +86,7 @@ def clean_pairs(
     return profile
 
 
-def _decide(rows: pa.Table, clean: Clean) -> tuple[np.ndarray, np.ndarray]:
+def _decide(rows: pa.Table, clean: Clean, spread: OrderedMap) -> tuple[np.ndarray, np.ndarray]:
     """Why each row is rejected (0: it is kept) and the split of each row."""
     reasons = rows["reason"].to_numpy().copy()
     labels, inputs = rows["label"].to_numpy(), rows["input"].to_numpy()
@@ -95,7 +103,7 @@ def _decide(rows: pa.Table, clean: Clean) -> tuple[np.ndarray, np.ndarray]:
         reject("duplicate", lambda kept: repeated(high[kept], low[kept]))
     if clean.near_duplicates is not None:
         texts = _Texts(rows)
-        numbers = near_duplicates(texts.kept(reasons), texts.pair, clean.near_duplicates, clean.workers)
+        numbers = near_duplicates(texts.kept(reasons), texts.pair, clean.near_duplicates, spread)
         reasons[numbers] = REASON_CODES["near_duplicate"]
     return reasons, splits
 

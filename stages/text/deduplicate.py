@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from stages.text.normalise import comparable
-from stages.text.parallel import ordered_map
+from stages.text.parallel import OrderedMap
 
 PERMUTATIONS = 128
 """Hash functions of a MinHash signature."""
@@ -58,7 +58,7 @@ def similarity(first: Pair, second: Pair) -> float:
 
 
 def near_duplicates(
-    batches: Iterable[Numbered], pair_at: Callable[[int], Pair], threshold: float, workers: int
+    batches: Iterable[Numbered], pair_at: Callable[[int], Pair], threshold: float, spread: OrderedMap
 ) -> list[int]:
     """Numbers of the pairs almost equal to an earlier pair that is not itself one of them.
 
@@ -70,14 +70,14 @@ def near_duplicates(
         batches: pairs with ascending numbers.
         pair_at: the pair of a number already seen.
         threshold: least `similarity`, in (0, 1].
-        workers: processes that compute signatures.
+        spread: shares the computation of signatures out.
     """
     from datasketch import LeanMinHash, MinHashLSH
 
     # Bands of the index are fitted to the threshold, and there have to be two or more of them.
     index = MinHashLSH(min(threshold, 0.95), PERMUTATIONS, _WEIGHT_OF_ERRORS)
     found = []
-    for numbers, pairs, hashes in ordered_map(_sign, batches, workers):
+    for numbers, pairs, hashes in spread(_sign, batches):
         for number, pair, values in zip(numbers, pairs, hashes, strict=True):
             signature = LeanMinHash(seed=_SEED, hashvalues=values, scheme=_SCHEME)
             if any(similarity(pair, pair_at(other)) >= threshold for other in index.query(signature)):

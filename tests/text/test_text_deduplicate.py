@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.text.cleaner import pair_digest
 from stages.text.deduplicate import jaccard, near_duplicates, repeated, shingles, similarity
+from stages.text.parallel import ordered_map
 
 
 def find(pairs, threshold, workers=1, batch=2):
     numbers = list(range(len(pairs)))
     batches = [(numbers[at : at + batch], pairs[at : at + batch]) for at in range(0, len(pairs), batch)]
-    return near_duplicates(batches, pairs.__getitem__, threshold, workers)
+    return near_duplicates(batches, pairs.__getitem__, threshold, partial(ordered_map, workers=workers))
 
 
 @settings(deadline=None)

@@ -1,0 +1,1 @@
+"""Work on a Dask cluster that somebody has started: cleaning, and levels of a sweep."""
