@@ -100,8 +100,11 @@ def _cut(
     level: layout.Level, generator: Generator, training: Pairs, validation: Pairs, settings: params.Params
 ) -> None:
     """Fine-tune a level that parts of the baseline are removed of, and write it."""
+    from stages.bitmasks import MASKS_FILE, Masks
     from stages.models import anatomy, checkpoint
     from stages.pruning import changes, criterion
+    from stages.pruning.masks import check_fits
+    from stages.pruning.structure import zeros
     from stages.pruning.structure.axes import describe
     from stages.pruning.structure.plan import PLAN_FILE, Plan
     from stages.pruning.structure.vocabulary import seen, trim
@@ -122,7 +125,8 @@ def _cut(
         read = seen(generator, training.sources + validation.sources, training.targets + validation.targets)
         generator = trim(generator, read)
     examples = generator.encode(*pairs)
-    parts = rounds(settings.finetune, level.sparsity, total_steps(len(examples), settings.finetune))
+    gone = zeros.removed(level.sparsity, rules)
+    parts = rounds(settings.finetune, gone, total_steps(len(examples), settings.finetune))
 
     def choose(smaller: Generator, share: float) -> Plan:
         if len(parts) == 1:
@@ -133,6 +137,15 @@ def _cut(
         matrices = anatomy.describe(smaller.model).matrices
         looked_at = context(smaller, matrices, pairs, rules, level.method, seed)
         return structural.choose(looked_at, whole * share)
+
+    def zero(smaller: Generator, names: Mapping[str, str], progress: float) -> Masks:
+        left = anatomy.describe(smaller.model)
+        if len(parts) == 1:
+            folder = layout.pruned_folder(level.key)
+            masks = Masks.load(folder / MASKS_FILE)
+            check_fits(masks, left.weights, folder)
+            return masks
+        return zeros.choose(context(smaller, left.matrices, pairs, rules, level.method, seed), names, rules, progress)
 
     checkpoints = _checkpoints(level.key, rules)
 
@@ -149,9 +162,11 @@ def _cut(
             callbacks=run.callbacks,
             teacher=_teacher(settings.finetune.distillation, read),
             checkpoints=checkpoints,
+            zeros=zero if rules.structured.zeros else None,
         )
         if writes_outputs():
-            checkpoint.save(cut.generator, layout.model_folder(level.key))
+            folder, storage = layout.model_folder(level.key), settings.finetune.storage
+            checkpoint.save(cut.generator, folder, masks=cut.masks, storage=storage)
             left = anatomy.describe(cut.generator.model)
             run.log_metrics(_report(level.key, cut.generator, dense, cut.outcome, left, cut.names))
             checkpoints.remove()

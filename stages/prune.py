@@ -92,9 +92,12 @@ def _remove(
     validation: Pairs,
 ) -> None:
     """Choose which parts stay, and say what they come to."""
+    from stages.bitmasks import MASKS_FILE
     from stages.evaluation.loss import mean_loss
     from stages.models import anatomy
-    from stages.pruning import changes, report
+    from stages.pruning import changes, masks, report
+    from stages.pruning.budget import check_patterns
+    from stages.pruning.structure import zeros
     from stages.pruning.structure.axes import describe
     from stages.pruning.structure.group_lasso import GroupLasso
     from stages.pruning.structure.plan import PLAN_FILE
@@ -102,27 +105,37 @@ def _remove(
     from stages.pruning.structure.vocabulary import seen, trim
     from stages.training.calibration import context
 
-    rules = settings.prune.structured
+    rules, structured, seed = settings.prune, settings.prune.structured, settings.runtime.seed
     dense = anatomy.describe(generator.model)
-    before = changes.fingerprints(generator.model) if rules.trains_first else {}
-    if rules.trains_first:
-        step = GroupLasso(generator.model, rules).shrink
-        _penalise(generator, step, rules.group_lasso, level, settings, training, validation, before)
+    before = changes.fingerprints(generator.model) if structured.trains_first else {}
+    if structured.trains_first:
+        step = GroupLasso(generator.model, structured).shrink
+        _penalise(generator, step, structured.group_lasso, level, settings, training, validation, before)
     pairs = (training.sources, training.targets)
-    looked_at = context(generator, dense.matrices, pairs, settings.prune, level.method, settings.runtime.seed)
-    plan = structural.choose(looked_at, structural.cost(looked_at) * (1 - level.sparsity))
+    looked_at = context(generator, dense.matrices, pairs, rules, level.method, seed)
+    share = 1 - zeros.removed(level.sparsity, rules)
+    plan = structural.choose(looked_at, structural.cost(looked_at) * share)
     smaller = shrink(generator, plan)
-    if rules.vocabulary:
+    if structured.vocabulary:
         smaller = trim(
             smaller, seen(smaller, training.sources + validation.sources, training.targets + validation.targets)
         )
+    left = anatomy.describe(smaller.model)
+    names = names_after(describe(generator.model), plan)
+    chosen = None
+    if structured.zeros:
+        check_patterns(dense.matrices, rules.layers)
+        renamed = {name: names[name] for name in dense.matrices if name in names}
+        looked_at = context(smaller, left.matrices, pairs, rules, level.method, seed)
+        chosen = zeros.choose(looked_at, renamed, rules)
+        masks.apply(left.weights, chosen)
     with replacing(layout.pruned_folder(level.key)) as folder:
         folder.mkdir()
         plan.save(folder / PLAN_FILE)
-        if rules.trains_first:
+        if structured.trains_first:
             changes.save(generator.model, folder / changes.WEIGHTS_FILE, before)
-    left = anatomy.describe(smaller.model)
-    names = names_after(describe(generator.model), plan)
+        if chosen:
+            chosen.save(folder / MASKS_FILE)
     metrics = report.counts(smaller.model, left, dense) | {
         "validation_loss": mean_loss(smaller, validation.sources, validation.targets, batch_size=64),
     }

@@ -78,6 +78,25 @@ def test_mistakes_name_the_key(key, value, message, default_values):
     assert "\n" not in str(caught.value) and key.split(".")[0] in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("prune", "sparsity", "message"),
+    [
+        ({"structured": {"zeros": 0.5}}, [0.7, 0.5], "structured.zeros leave nothing to remove at sweep.sparsity 0.5"),
+        (
+            {"structured": {"zeros": 0.6}, "pattern": "2:4"},
+            [0.7],
+            "pattern 2:4 is sparsity 0.5, structured.zeros is 0.6",
+        ),
+        ({"structured": {"score": "group_lasso", "neurons": 0, "heads": 0}}, [0.5], "trains units away: let heads"),
+    ],
+)
+def test_structure_that_makes_no_sense(prune, sparsity, message, settings):
+    with pytest.raises(UserError, match=re.escape(message)):
+        settings(prune=prune, sweep={"method": ["structured"], "sparsity": sparsity})
+    fine = {"structured": {"zeros": 0.5, "score": "group_lasso", "heads": 0}, "pattern": "2:4"}
+    settings(prune=fine, sweep={"method": ["structured"], "sparsity": [0, 0.7]})
+
+
 def test_a_missing_key_is_named(default_values):
     values = copy.deepcopy(default_values)
     del values["train"]["epochs"], values["sweep"]

@@ -304,6 +304,10 @@ class Params(Section):
             raise ValueError("method structured trains a smaller model each round: set finetune.rewind to none")
         if self.finetune.distillation.hidden_weight:
             raise ValueError("method structured leaves other blocks than the teacher has: set hidden_weight to 0")
+        structured = self.prune.structured
+        wrong = [s for s in self.sweep.sparsity if 0 < s <= structured.zeros]
+        if structured.budget == "parameters" and wrong:
+            raise ValueError(f"prune.structured.zeros leave nothing to remove at sweep.sparsity {wrong[0]}: lower them")
         return self
 
     @model_validator(mode="after")
@@ -313,7 +317,10 @@ class Params(Section):
             share = 1 - kept / group
             # With matrices left out the sparsity over all is lower than the pattern's.
             least = 0 if self.prune.layers else share
-            held = set(self.sweep.method) != {"structured"}  # which has no pattern
+            zeros = self.prune.structured.zeros
+            if zeros and "structured" in self.sweep.method and not least - 1e-9 <= zeros <= share + 1e-9:
+                raise ValueError(f"prune.pattern {kept}:{group} is sparsity {share:g}, structured.zeros is {zeros:g}")
+            held = set(self.sweep.method) != {"structured"}  # whose own sparsity has no pattern
             if held and (wrong := [s for s in self.sweep.sparsity if not least - 1e-9 <= s <= share + 1e-9]):
                 raise ValueError(f"prune.pattern {kept}:{group} is sparsity {share:g}, sweep.sparsity has {wrong[0]}")
         return self

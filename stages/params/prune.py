@@ -126,6 +126,7 @@ class Structured(Section):
     neurons: Removed
     width: Removed
     vocabulary: bool
+    zeros: Annotated[float | int, Field(ge=0, lt=1)]
 
     @property
     def trains_first(self) -> bool:

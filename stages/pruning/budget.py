@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from stages.errors import UserError
@@ -47,9 +47,7 @@ def divide(
     Raises:
         UserError: a pattern matches nothing, or the others cannot make up for what is given.
     """
-    for pattern in layers:
-        if not fnmatch.filter(sizes, pattern):
-            raise UserError(f"prune.layers: {pattern} matches no eligible matrix; one is {next(iter(sizes))}")
+    check_patterns(sizes, layers)
     total = round(sparsity * sum(sizes.values()))
     own = {name: _first_match(name, layers) for name in sizes}
     shares = {name: share if total else 0.0 for name, share in own.items() if share is not None}
@@ -68,6 +66,18 @@ def divide(
     least = {name: gone[name] for name in pools if name != _OTHERS} | {_OTHERS: sum(gone[name] for name in others)}
     counts = apportion(total, pools, shares, least)
     return Budget(rest=counts.pop(_OTHERS), fixed=counts, others=others)
+
+
+def check_patterns(names: Iterable[str], layers: Iterable[str]) -> None:
+    """Check that every pattern of `prune.layers` is of some matrix.
+
+    Raises:
+        UserError: one matches none of the names.
+    """
+    names = list(names)
+    for pattern in layers:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(f"prune.layers: {pattern} matches no eligible matrix; one is {names[0]}")
 
 
 def apportion(

@@ -10,10 +10,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from stages.bitmasks import Masks
 from stages.models import anatomy
 from stages.models.checkpoint import Generator
 from stages.params import Finetune, Runtime
-from stages.pruning.masks import keep_all
+from stages.pruning.masks import check_held, keep_all
 from stages.pruning.structure.axes import describe
 from stages.pruning.structure.plan import Plan
 from stages.pruning.structure.removal import names_after, shrink
@@ -21,9 +22,12 @@ from stages.training.checkpoints import Checkpoints
 from stages.training.distillation import Teacher
 from stages.training.loop import Examples, Outcome, total_steps, train
 from stages.training.lora import adapted
+from stages.training.sparsity import HoldMasks
 
 Choose = Callable[[Generator, float], Plan]
 """The plan that leaves a generator so much of what the dense model costs."""
+Zeros = Callable[[Generator, Mapping[str, str], float], Masks]
+"""Masks of a smaller generator, whose matrices are named by those of the dense one, so far on its way to the target."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Round:
     sparsity: float
     """Of the model, in the unit of its budget."""
     steps: int
+    progress: float = 1.0
+    """Towards the target."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class Cut:
     outcome: Outcome
     names: Mapping[str, str]
     """What is left of the dense model's eligible matrices: the name of each there, and its name now."""
+    masks: Masks | None = None
+    """Of what is zero in it, which is proved."""
 
 
 def rounds(finetune: Finetune, target: float, steps: int) -> list[Round]:
@@ -64,7 +72,7 @@ def rounds(finetune: Finetune, target: float, steps: int) -> list[Round]:
         starts = [steps * r // count for r in range(count)]
         shares = [(r + 1) / count for r in range(count)]
     ends = [*starts[1:], steps]
-    return [Round(target * share, end - start) for share, start, end in zip(shares, starts, ends, strict=True)]
+    return [Round(target * share, end - start, share) for share, start, end in zip(shares, starts, ends, strict=True)]
 
 
 def cut_and_train(
@@ -80,6 +88,7 @@ def cut_and_train(
     callbacks: Callable[[int], Sequence[TrainerCallback]],
     teacher: Teacher | None,
     checkpoints: Checkpoints,
+    zeros: Zeros | None = None,
 ) -> Cut:
     """Remove and train, round after round.
 
@@ -96,6 +105,7 @@ def cut_and_train(
         teacher: what to learn from besides the examples.
         checkpoints: to keep, of each round its own, and to go on from. A run that goes on does all rounds again, each
             from its last checkpoint.
+        zeros: chooses what is zero of what is left, at the start of each round, and held in it; None: nothing.
 
     Raises:
         UserError: no structure is as small as that, or the loss is not finite.
@@ -109,7 +119,8 @@ def cut_and_train(
         names = {dense: renamed[name] for dense, name in names.items() if name in renamed}
         generator = shrink(generator, plan)
         described = anatomy.describe(generator.model)
-        masks = keep_all(described.weights)
+        masks = zeros(generator, names, part.progress) if zeros else keep_all(described.weights)
+        held = [HoldMasks(described.weights, masks, {}, _as_they_are)] if zeros else []
         with adapted(generator.model, described.matrices, masks, finetune.lora):
             outcome = train(
                 generator,
@@ -119,7 +130,8 @@ def cut_and_train(
                 runtime.model_copy(update={"seed": runtime.seed + index}),
                 scratch / str(index),
                 callbacks=[
-                    _OnCurve(1 - described.eligible / eligible),
+                    *held,
+                    _OnCurve(1 - (described.eligible - masks.pruned) / eligible),
                     *callbacks(sum(done.steps for done in outcomes)),
                 ],
                 teacher=teacher,
@@ -129,8 +141,13 @@ def cut_and_train(
                     inputs=(*checkpoints.inputs, repr(plan)),
                 ),
             )
+        check_held(described.weights, masks)
         outcomes.append(outcome)
-    return Cut(generator, _joined(outcomes), names)
+    return Cut(generator, _joined(outcomes), names, masks if zeros else None)
+
+
+def _as_they_are(sparsity: float, masks: Masks) -> Masks:
+    return masks
 
 
 def _epochs(examples: int, steps: int, finetune: Finetune) -> float:

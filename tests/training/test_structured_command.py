@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from stages import finetune, layout, prune
+from stages.bitmasks import MASKS_FILE, Masks
+from stages.evaluation.size import sizes
 from stages.models import anatomy, checkpoint
 from stages.pruning import changes
+from stages.pruning.masks import check_fits, check_held
 from stages.pruning.structure.axes import describe
 from stages.pruning.structure.plan import PLAN_FILE, Plan
 from stages.pruning.structure.removal import remove
@@ -64,3 +69,69 @@ def test_other_scores_keep_no_weights(project):
     project("bert")
     prune.main([KEY])
     assert [file.name for file in layout.pruned_folder(KEY).iterdir()] == [PLAN_FILE]
+
+
+def proved() -> tuple[Masks, anatomy.Anatomy]:
+    """Masks of the fine-tuned level, which hold, and what is left."""
+    folder = layout.model_folder(KEY)
+    masks = Masks.load(folder / MASKS_FILE)
+    left = anatomy.describe(checkpoint.load(folder).model)
+    check_fits(masks, left.weights, folder)
+    check_held(left.weights, masks)
+    return masks, left
+
+
+@pytest.mark.parametrize("family", ["bert", "t5", "gpt2"])
+@pytest.mark.parametrize("schedule", ["one_shot", "rounds", "cubic"])
+def test_zeros_on_top_of_structure(schedule, family, project):
+    """Of 1 - 0.4 that is left, a quarter is zero: 0.8 of the weights stay, and 0.6 are not zero."""
+    storage = "sparse" if family == "bert" else "dense"
+    rules = {"zeros": 0.25, "allocation": "uniform"}
+    project(family, prune={"structured": rules}, finetune={"schedule": schedule, "rounds": 2, "storage": storage})
+    prune.main([KEY])
+    finetune.main([KEY])
+    dense = anatomy.describe(checkpoint.load(layout.model_folder("baseline")).model).eligible
+    masks, left = proved()
+    assert 0.75 * dense < left.eligible <= 0.8 * dense
+    assert masks.pruned == round(0.25 * left.eligible)
+    gone = dense - left.eligible + masks.pruned
+    for stage in ("prune", "finetune"):
+        assert figures(stage)["pruned_parameters"] == gone and figures(stage)["sparsity"] == gone / dense >= 0.4
+    measured = sizes(checkpoint.load(layout.model_folder(KEY)).model, layout.model_folder(KEY), dense)
+    assert measured["sparsity"] == pytest.approx(gone / dense, abs=1e-12)
+    with (layout.METRICS / "finetune" / f"{KEY}.layers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["nonzero"]) for row in rows) == dense - gone
+    with (layout.METRICS / "finetune" / f"{KEY}.curve.csv").open() as file:
+        assert float(list(csv.DictReader(file))[-1]["sparsity"]) == pytest.approx(gone / dense)
+    if schedule == "one_shot":
+        before = Masks.load(layout.pruned_folder(KEY) / MASKS_FILE)
+        assert all(torch.equal(before[name], masks[name]) for name in masks)
+
+
+def test_zeros_by_the_general_rules(project, monkeypatch):
+    """Blocks, none in a layer that is protected; where the budget is of operations zeros do not count towards it."""
+    monkeypatch.setattr(sys.modules[__name__], "KEY", "structured-0.1")
+    project(
+        "bert",
+        prune={
+            "pattern": "1x2",
+            "layers": {"decoder.bert.encoder.layer.1.*": 0},
+            "structured": {"zeros": 0.5, "budget": "flops", "neurons": 0.25, "decoder_layers": 0},
+        },
+        finetune={"schedule": "one_shot"},
+    )
+    prune.main([KEY])
+    finetune.main([KEY])
+    masks, left = proved()
+    assert abs(masks.pruned - 0.5 * left.eligible) <= 1 and figures("finetune")["sparsity"] > 0.55
+    for name in masks:
+        assert torch.equal(masks[name][:, ::2], masks[name][:, 1::2])
+        assert bool(masks[name].all()) == name.startswith("decoder.bert.encoder.layer.1.")
+
+
+def test_a_pattern_of_layers_that_matches_nothing(project, capsys):
+    project("bert", prune={"layers": {"encoder.blocks.*": 0}, "structured": {"zeros": 0.25}})
+    with pytest.raises(SystemExit):
+        prune.main([KEY])
+    assert "prune.layers: encoder.blocks.* matches no eligible matrix" in capsys.readouterr().err

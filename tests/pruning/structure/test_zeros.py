@@ -1,0 +1,62 @@
+"""How much structure leaves for zeros, and which weights are zero, by the dense model's names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stages.models import anatomy
+from stages.pruning.criterion import Context
+from stages.pruning.structure import zeros
+from stages.pruning.structure.axes import describe
+from stages.pruning.structure.plan import Plan
+from stages.pruning.structure.removal import names_after, remove
+
+PROTECTED = "decoder.bert.encoder.layer.1.crossattention.*"
+
+
+@pytest.fixture
+def rules(settings):
+    def make(structured, **changes):
+        return settings(prune={"structured": structured, **changes}, sweep={"sparsity": [0.5]}).prune
+
+    return make
+
+
+def test_what_structure_has_to_remove(rules):
+    assert zeros.removed(0.6, rules({"zeros": 0})) == pytest.approx(0.6)
+    assert zeros.removed(0.6, rules({"zeros": 0.5})) == pytest.approx(0.2)  # of what is left, 0.8, half is 0.4
+    assert zeros.removed(0.3, rules({"zeros": 0.5})) == 0
+    assert zeros.removed(0.6, rules({"zeros": 0.5, "budget": "flops"})) == 0.6, "zeros save no operations"
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "2x4"])
+@pytest.mark.parametrize("progress", [0.5, 1.0])
+def test_the_smallest_weights_that_are_left(pattern, progress, built, rules):
+    dense = built("bert").model
+    plan = Plan({"encoder": (0, 1), "decoder": (1,)}, {f"encoder.{b}.neurons": tuple(range(8)) for b in (0, 1)})
+    model = remove(dense, plan)
+    there = anatomy.describe(dense).matrices
+    names = {name: now for name, now in names_after(describe(dense), plan).items() if name in there}
+    # A layer of the dense model that is gone may be named as well.
+    layers = {PROTECTED: 0, "decoder.bert.encoder.layer.0.*": 0.9, "encoder.*.intermediate.*": 0.25}
+    share = 0.4 if pattern != "2:4" else 0.3
+    made = rules({"zeros": share}, pattern=pattern, scope="layer", layers=layers)
+    left = anatomy.describe(model)
+    context = Context(model, left.matrices, list, 0, made.structured)
+    masks = zeros.choose(context, names, made, progress)
+    assert masks.shapes == {name: tuple(weight.shape) for name, weight in left.weights.items()}
+    assert abs(masks.pruned - progress * share * left.eligible) <= (8 if pattern == "2x4" else 0.5)
+    for name, now in names.items():
+        pruned = ~masks[now]
+        if name.startswith(PROTECTED[:-1]):
+            assert not pruned.any() and now.startswith("decoder.bert.encoder.layer.0.")
+        elif "encoder.encoder" in name and "intermediate" in name:
+            assert int(pruned.sum()) == round(0.25 * progress * pruned.numel() / 8) * 8 or pattern != "2x4"
+            assert int(pruned.sum()) == pytest.approx(0.25 * progress * pruned.numel(), abs=4)
+        elif pattern == "unstructured":
+            weight = left.weights[now].detach().abs()
+            assert pruned.any() and float(weight[pruned].max()) <= float(weight[~pruned].min())
+        if pattern == "2:4":
+            assert int(pruned.reshape(-1, 4).sum(dim=1).max()) <= 2
+    assert all(bool(torch.isfinite(weight).all()) for weight in left.weights.values())
