@@ -14,7 +14,7 @@ repro: $(VENV)/installed  ## the whole pipeline: what changed runs, the rest is 
 	@python -m stages.compare --show
 
 test: $(VENV)/installed lint  ## lint, types, unit tests and one run of the real pipeline on small data
-	python -m pytest
+	python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/installed
 	ruff check .

@@ -12,6 +12,9 @@ from shared import ROOT, SOURCES, TARGETS, family_section, merge
 
 from stages import params
 
+SHARED = ("finished", "searched", "swept")
+"""Fixtures of a session that take minutes, or that several files use."""
+
 
 def pytest_configure() -> None:
     """Before anything heavy is imported."""
@@ -20,6 +23,18 @@ def pytest_configure() -> None:
     # A shell without job control starts what it puts in the background with Ctrl-C ignored, and children inherit
     # that; the tests of Ctrl-C need it to mean something.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: tests of a file stay together, and so do those of the pipeline that is run once.
+
+    The pipeline takes half the time of all tests, so it comes first, and what else there is goes beside it.
+    """
+    for item in items:
+        group = next((name for name in SHARED if name in getattr(item, "fixturenames", ())), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: "finished" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")

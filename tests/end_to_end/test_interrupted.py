@@ -32,13 +32,13 @@ def end_at_a_checkpoint(project: projects.Project, number: int, how: signal.Sign
     """Send a signal to `dvc repro train` and its children when so many checkpoints were written; what it printed."""
     process = start(project, "dvc", "repro", "train")
     seen: set[Path] = set()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(seen) < number:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         seen |= set((project.root / ".scratch" / "checkpoints").glob("train/*/step-*"))
         time.sleep(0.002)
     os.killpg(process.pid, how)
-    return process.communicate(timeout=60)[0]
+    return process.communicate(timeout=300)[0]
 
 
 @pytest.mark.timeout(600)

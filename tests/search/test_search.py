@@ -120,7 +120,7 @@ def test_interrupt_keeps_uncommitted_work(again: Any, tmp_path: Path, moment: st
     marker = tmp_path / "waiting"
     process = again.start(WAIT=str(marker))
     if moment == "stage":
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not marker.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
     else:
@@ -129,7 +129,7 @@ def test_interrupt_keeps_uncommitted_work(again: Any, tmp_path: Path, moment: st
             pass
         time.sleep(0.6)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "interrupted" in err
     assert again.params == before

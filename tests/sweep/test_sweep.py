@@ -95,12 +95,12 @@ def test_a_failure_is_reported_and_the_others_are_made(again):
 def test_interrupted_it_stops_and_goes_on_later(again):
     again.set_sweep(sparsity=[0.5, 0.9, 0.7])
     process = again.start(sys.executable, "-m", "stages.sweep", "-j", "2", WAIT="prune@taylor-0.7")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while "prune@magnitude-0.7" not in again.times():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
     assert "prune@taylor-0.7" not in again.times()
     status, out, err = again.sweep("-j", "2")

@@ -342,7 +342,7 @@ def project(tmp_path, default_values):
         YAML().dump(values, tmp_path / "params.yaml")
         command = [sys.executable, "-m", "stages.clean"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
 
     return run
 

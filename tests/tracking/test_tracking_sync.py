@@ -390,6 +390,6 @@ def test_the_ui_leaves_no_server_behind(
     else:
         raise AssertionError("no server")
     process.send_signal(ended_by)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=300) == 0
     with pytest.raises(OSError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/health")

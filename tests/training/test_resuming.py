@@ -285,7 +285,7 @@ def test_two_processes_go_on_together(tmp_path):
 
     def run(name: str, *options: str) -> tuple[int, str]:
         (tmp_path / name).mkdir(exist_ok=True)
-        launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29477")
+        launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
         arguments = (str(tmp_path / "two.py"), str(Path(__file__).parent), "movement", "cubic", str(tmp_path / name))
         ended = subprocess.run((*launch, *arguments, *options), capture_output=True, text=True, timeout=300)
         return ended.returncode, ended.stderr

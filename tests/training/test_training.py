@@ -263,8 +263,7 @@ def test_two_processes_train_as_one(method, schedule, build_family, settings, tm
     def losses(count: int) -> list[dict[str, Any]]:
         out = tmp_path / f"{count}"
         out.mkdir()
-        port = str(29500 + 7 * count + len(schedule) + 20 * len(method))
-        launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", port)
+        launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count))
         subprocess.run(
             (*launch, str(script), here, method, schedule, str(out)), check=True, capture_output=True, timeout=300
         )
