@@ -1,32 +1,23 @@
-"""Several `dvc repro` side by side: a graph of stages, worked off by a bounded number of processes.
-
-DVC runs one stage after another. What makes it safe to run several of it is its own locking, and that each is given
-single stages (`-s`) whose inputs are finished.
-"""
+"""A graph of stages, worked off in chains that run side by side: here, or wherever a `Place` has them run."""
 
 from __future__ import annotations
 
-import os
 import queue
-import re
 import signal
-import subprocess
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TextIO
 
-import psutil
+from stages.shell import stopping, turn
 
-from stages.shell import start_dvc, stopping
-
+Said = str | int | None
+"""By a chain of stages: a line that DVC printed, its exit status in the end, or None: it begins anew."""
 State = Literal["waiting", "queued", "running", "done", "kept", "failed", "skipped"]
 TICK_S = 0.5
-"""Between looks at memory, and between two pictures of the progress."""
+"""Between two pictures of the progress."""
 
 
 @dataclass
@@ -49,12 +40,29 @@ class Task:
     """Whether DVC said that it need not run; it may still fail to fetch the outs."""
 
 
+class Place(Protocol):
+    """Where chains of stages run."""
+
+    shared: bool
+    """Whether what a stage makes is there for all others as soon as the next stage of its chain begins; else when the
+    chain has ended."""
+
+    def room(self, running: int) -> bool:
+        """Whether a chain may be started while so many run."""
+
+    def start(self, names: Sequence[str], tell: Callable[[Said], None]) -> None:
+        """Have DVC bring stages up to date, one after another; what comes of it is told, from any thread."""
+
+    def stop(self, number: int) -> None:
+        """Send a signal to all that runs; each chain still tells its exit status."""
+
+
 @dataclass
 class _Job:
-    """A DVC process and the stages it was given, one after another."""
+    """Stages that run one after another."""
 
-    process: subprocess.Popen[str]
     chain: list[Task]
+    log: TextIO
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=100))
     """The last ones that the current stage printed."""
 
@@ -63,44 +71,31 @@ class Pool:
     """Works off tasks; what one failure does not concern goes on."""
 
     def __init__(
-        self,
-        tasks: Sequence[Task],
-        *,
-        workers: int,
-        memory: Callable[[], int],
-        options: Sequence[str],
-        logs: Path,
-        show: Callable[[Sequence[Task]], None],
+        self, tasks: Sequence[Task], place: Place, *, logs: Path, show: Callable[[Sequence[Task]], None]
     ) -> None:
         """Set up.
 
         Args:
             tasks: in the order in which they are taken, as far as their needs allow.
-            workers: processes at a time, at most.
-            memory: gives the bytes that one process is thought to need. A further one is started only while so many
-                are free, and as many as the largest one has used so far.
-            options: of `dvc repro`.
-            logs: existing folder for what the stages print, a file for each process.
+            place: where they run.
+            logs: existing folder for what the stages print, a file for each chain.
             show: called with the tasks whenever something may have changed.
         """
         self.tasks = {task.name: task for task in tasks}
         self.said: dict[str, list[str]] = {}
         """The last lines that a failed stage printed."""
-        self._workers = workers
-        self._memory = memory
-        self._options = options
+        self._place = place
         self._logs = logs
         self._show = show
         self._jobs: list[_Job] = []
-        self._lines: queue.Queue[tuple[_Job, str | None]] = queue.Queue()
-        self._largest = 0
+        self._news: queue.Queue[tuple[_Job, Said]] = queue.Queue()
         self._asked = self._passed = 0
 
     def run(self) -> None:
         """Run until nothing more can be.
 
         Raises:
-            KeyboardInterrupt: after the processes, told to stop, have stopped.
+            KeyboardInterrupt: after all that ran, told to stop, has stopped.
         """
         with stopping(self._interrupt):
             try:
@@ -109,44 +104,40 @@ class Pool:
                     self._show(list(self.tasks.values()))
                     self._read()
             finally:
-                for job in self._jobs:  # none, unless this ends by an error
-                    with suppress(ProcessLookupError):
-                        os.killpg(job.process.pid, signal.SIGTERM)
+                if self._jobs:  # this ends by an error
+                    self._place.stop(signal.SIGTERM)
         self._show(list(self.tasks.values()))
         if self._asked:
             raise KeyboardInterrupt
 
     def _interrupt(self, *_: object) -> None:
-        # Passed on by the main loop: a process being started right now is not on the list yet.
+        # Passed on by the main loop: a chain being started right now is not on the list yet.
         self._asked += 1
 
     def _pass_on(self) -> None:
         """Hand Ctrl-C on; a second one does not wait for a stage to end in good order."""
         if self._asked > self._passed:
             self._passed = self._asked
-            for job in self._jobs:
-                if job.process.poll() is None:
-                    os.killpg(job.process.pid, signal.SIGINT if self._asked == 1 else signal.SIGKILL)
+            self._place.stop(signal.SIGINT if self._asked == 1 else signal.SIGKILL)
 
     def _start(self) -> bool:
-        """Start as many processes as may run; whether one was started."""
+        """Start as many chains as may run; whether one was started."""
         before = len(self._jobs)
-        while len(self._jobs) < self._workers and not self._asked and (not self._jobs or self._fits()):
+        while not self._asked and self._place.room(len(self._jobs)):
             chain = self._take()
             if not chain:
                 break
             names = [task.name for task in chain]
-            process = start_dvc(
-                "--wait-for-lock", "repro", "--single-item", *self._options, *names, stderr=subprocess.STDOUT
-            )
-            job = _Job(process, chain)
+            job = _Job(chain, (self._logs / f"{names[0].replace('/', '-')}.log").open("w", encoding="utf-8"))
             self._jobs.append(job)
-            threading.Thread(target=self._listen, args=(job,), daemon=True).start()
+            self._place.start(names, lambda said, job=job: self._news.put((job, said)))  # type: ignore[misc]
         return len(self._jobs) > before
 
     def _take(self) -> list[Task]:
         """The first waiting task that can run, and those of the same key that then can, each needing the one before."""
         finished = {name for name, task in self.tasks.items() if task.state in ("done", "kept")}
+        if not self._place.shared:
+            finished -= {task.name for job in self._jobs for task in job.chain}
         known = self.tasks.keys()
         chain: list[Task] = []
         for task in self.tasks.values():
@@ -158,53 +149,44 @@ class Pool:
             task.state = "queued"
         return chain
 
-    def _fits(self) -> bool:
-        return psutil.virtual_memory().available > max(self._memory(), self._largest)
-
-    def _listen(self, job: _Job) -> None:
-        assert job.process.stdout is not None
-        with (self._logs / f"{job.chain[0].name.replace('/', '-')}.log").open("w", encoding="utf-8") as log:
-            for line in job.process.stdout:
-                log.write(line)
-                log.flush()
-                self._lines.put((job, line.rstrip()))
-        self._lines.put((job, None))
-
     def _read(self) -> None:
-        """Take in what the processes said within the next tick, and how large they are."""
+        """Take in what the chains say within the next tick."""
         until = time.monotonic() + TICK_S
         while (left := until - time.monotonic()) > 0:
             try:
-                job, line = self._lines.get(timeout=left)
+                job, said = self._news.get(timeout=left)
             except queue.Empty:
                 break
-            if line is None:
-                self._end(job)
+            if isinstance(said, int):
+                self._end(job, said)
                 return
-            self._follow(job, line)
-        for job in self._jobs:
-            self._largest = max(self._largest, _resident(job.process.pid))
+            if said is None:
+                _begin_anew(job)
+            else:
+                job.log.write(f"{said}\n")
+                job.log.flush()
+                self._follow(job, said)
 
     def _follow(self, job: _Job, line: str) -> None:
         """Learn from DVC's output which stage has begun, so that those before it are finished."""
-        kept = _KEPT.match(line)
-        turn = kept or _BEGUN.match(line)
-        if turn is None:
+        begun = turn(line)
+        if begun is None:
             job.lines.append(line)
             return
-        task = next((task for task in job.chain if task.name == turn[1]), None)
+        task = next((task for task in job.chain if task.name == begun.stage), None)
         if task is None:
             return
         _finish([task for task in job.chain if task.state == "running"])
         job.lines.clear()
         task.state = "running"
-        task.restored = kept is not None
+        task.restored = begun.kept
         task.started = time.monotonic()
 
-    def _end(self, job: _Job) -> None:
+    def _end(self, job: _Job, status: int) -> None:
         self._jobs.remove(job)
+        job.log.close()
         left = [task for task in job.chain if task.state in ("queued", "running")]
-        if job.process.wait() == 0:
+        if status == 0:
             _finish(left)
             return
         for task in left:
@@ -227,18 +209,11 @@ def _finish(tasks: Sequence[Task]) -> None:
         task.seconds = time.monotonic() - task.started if task.started else 0.0
 
 
-_BEGUN = re.compile(r"(?:Running stage|Verifying data sources in stage:) '([^']+)'")
-_KEPT = re.compile(r"(?:Stage )?'([^']+)' (?:didn't change|is cached)")
-"""Lines of DVC's output that name the stage it turns to."""
-
-
-def _resident(pid: int) -> int:
-    """Bytes of memory of a process and its children; 0 if it has just ended."""
-    try:
-        process = psutil.Process(pid)
-        return sum(part.memory_info().rss for part in (process, *process.children(recursive=True)))
-    except psutil.Error:
-        return 0
+def _begin_anew(job: _Job) -> None:
+    """A chain starts from its first stage again, since the worker that had it is gone."""
+    job.lines.clear()
+    for task in job.chain:
+        task.state, task.restored, task.started = "queued", False, 0.0
 
 
 def ordered(edges: Mapping[str, frozenset[str]]) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.errors import UserError
 
@@ -22,18 +23,38 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(changes or {})}
 
 
-def start_dvc(*arguments: str, changes: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
-    """Start dvc in a process group of its own, so that the terminal's Ctrl-C reaches it only through us."""
+def start(command: Sequence[str], variables: Mapping[str, str], **options: Any) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own, so that the terminal's Ctrl-C reaches it only through us."""
     return subprocess.Popen(
-        [sys.executable, "-m", "dvc", *arguments],
+        command,
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
         errors="replace",
         start_new_session=True,
-        env=environment(changes),
+        env=variables,
         **options,
     )
+
+
+def start_dvc(*arguments: str, changes: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Start dvc as `start` does."""
+    return start([sys.executable, "-m", "dvc", *arguments], environment(changes), **options)
+
+
+class Turn(NamedTuple):
+    """DVC turns to a stage."""
+
+    stage: str
+    kept: bool
+    """It need not run: nothing has changed, or the run cache has it."""
+
+
+def turn(line: str) -> Turn | None:
+    """Whether a line of DVC's output says which stage it turns to."""
+    kept = re.match(r"(?:Stage )?'([^']+)' (?:didn't change|is cached)", line)
+    begun = kept or re.match(r"(?:Running stage|Verifying data sources in stage:) '([^']+)'", line)
+    return Turn(begun[1], kept is not None) if begun else None
 
 
 def dvc(*arguments: str) -> str:

@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from stages import layout, params
 from stages.errors import UserError, command
 from stages.pool import Pool, Task, ordered
+from stages.processes import Processes
 from stages.shell import dvc
 
 LOGS = layout.SCRATCH / "sweep"
@@ -57,14 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print("Data and pipelines are up to date.")
             return
         with board() as show:
-            pool = Pool(
-                tasks,
-                workers=args.jobs or workers(settings.runtime.threads),
-                memory=memory_needed,
-                options=["--pull"] if args.pull else [],
-                logs=LOGS,
-                show=show,
-            )
+            options = ["--pull"] if args.pull else []
+            place = Processes(args.jobs or workers(settings.runtime.threads), memory_needed, options)
+            pool = Pool(tasks, place, logs=LOGS, show=show)
             start = time.monotonic()
             pool.run()
     _report(pool, time.monotonic() - start)

@@ -27,6 +27,7 @@ from stages.differences import first_difference
 from stages.errors import UserError, command
 from stages.files import read_json
 from stages.pool import Pool, ordered
+from stages.processes import Processes
 from stages.scratch import clone_of, commit_of, run_git
 from stages.shell import dvc
 from stages.sweep import board, closure, graph, memory_needed, show_failures, tasks_for, workers
@@ -74,14 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_out(_inputs(stages, before))
         _check_current(stages, before, commit)
         with board() as show:
-            pool = Pool(
-                tasks_for(needs, stages),
-                workers=args.jobs or workers(runtime.threads),
-                memory=memory_needed,
-                options=EXECUTE,
-                logs=logs,
-                show=show,
-            )
+            place = Processes(args.jobs or workers(runtime.threads), memory_needed, EXECUTE)
+            pool = Pool(tasks_for(needs, stages), place, logs=logs, show=show)
             pool.run()
         if unmade := [task.name for task in pool.tasks.values() if task.state != "done"]:
             show_failures(pool)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from stages.board import table
 from stages.pool import Pool, Task, ordered
+from stages.processes import Processes
 
 
 def overlap(times: dict[str, tuple[float, float]]) -> int:
@@ -72,9 +73,9 @@ def test_what_cannot_be_restored_has_failed(monkeypatch, tmp_path):
         code = f"print(\"Stage '{arguments[-2]}' is cached - skipping run\"); raise SystemExit(1)"
         return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
 
-    monkeypatch.setattr("stages.pool.start_dvc", cached_then_fails)
+    monkeypatch.setattr("stages.processes.start_dvc", cached_then_fails)
     tasks = [Task("prune@a-0.5", frozenset(), "a-0.5"), Task("finetune@a-0.5", frozenset({"prune@a-0.5"}), "a-0.5")]
-    Pool(tasks, workers=1, memory=lambda: 0, options=[], logs=tmp_path, show=lambda now: None).run()
+    Pool(tasks, Processes(1, lambda: 0, []), logs=tmp_path, show=lambda now: None).run()
     assert [task.state for task in tasks] == ["failed", "skipped"]
 
 
@@ -142,8 +143,7 @@ def test_memory_bounds_the_processes(again, monkeypatch, tmp_path):
         seen.clear()
         for task in tasks:
             task.state = "waiting"
-        options = ["--force"]
-        Pool(tasks, workers=2, memory=lambda n=need: n, options=options, logs=tmp_path, show=show).run()
+        Pool(tasks, Processes(2, lambda n=need: n, ["--force"]), logs=tmp_path, show=show).run()
         assert max(seen) == most
         assert {task.state for task in tasks} == {"done"} and overlap(again.times()) <= most
 
