@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 VARIABLE = "ESPALIER_SCHEDULER"
 """Environment variable with the scheduler's address, for stages that DVC runs."""
 CONNECT_S = 10
-PACKAGES = ("dask", "distributed", "cloudpickle")
+ADVICE = "start it in an environment like this one (constraints.txt)"
+PACKAGES = ("dask", "distributed", "cloudpickle", "msgpack")
 """What both ends of a connection speak with."""
 
 
@@ -27,7 +28,7 @@ def connected(address: str) -> Iterator[Client]:
     Certificates of a tls:// address are those of Dask's own configuration (`distributed.comm.tls`).
 
     Raises:
-        UserError: Dask is not installed, or no scheduler answers.
+        UserError: Dask is not installed, no scheduler answers, or the cluster has another version of Python or Dask.
     """
     try:
         import dask
@@ -45,10 +46,31 @@ def connected(address: str) -> Iterator[Client]:
                 f"no Dask scheduler answers at {address} ({reason}): start one, or correct the address"
             ) from None
         try:
+            _require_alike(client.get_versions())
             yield client
         finally:
             with suppress(Exception):  # the cluster may be gone, which has been said then
                 client.close(timeout=5)
+
+
+def _require_alike(reports: Mapping[str, Any]) -> None:
+    """Check what has to be alike before a function can be sent at all.
+
+    Raises:
+        UserError: the scheduler or a worker has another version of Python or of what Dask speaks with.
+    """
+    here = reports["client"]["packages"]
+    there = {"the scheduler": reports["scheduler"]} | {f"the worker {at}": of for at, of in reports["workers"].items()}
+    for who, report in there.items():
+        for name in ("python", *PACKAGES):
+            found, wanted = (_version(name, packages) for packages in (report["packages"], here))
+            if found != wanted:
+                raise UserError(f"{who} has {name} {found}, not {wanted}: {ADVICE}")
+
+
+def _version(name: str, packages: Mapping[str, str | None]) -> str:
+    version = packages[name] or "none"
+    return ".".join(version.split(".")[:2]) if name == "python" else version
 
 
 def by_value(thing: Any) -> bytes:
@@ -79,11 +101,10 @@ def by_value(thing: Any) -> bytes:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of Python and of packages in this process; "none" for one that is not installed."""
-    import platform
+    """Versions of packages in this process; "none" for one that is not installed."""
     from importlib import metadata
 
-    found = {"Python": ".".join(platform.python_version_tuple()[:2])}
+    found = {}
     for name in packages:
         try:
             found[name] = metadata.version(name)
@@ -93,8 +114,23 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def differing(wanted: Mapping[str, str]) -> str:
-    """What this process has in other versions than wanted, "" if nothing is."""
-    found = versions(wanted.keys() - {"Python"})
-    return ", ".join(
-        f"{name} {found[name]}, not {version}" for name, version in wanted.items() if found[name] != version
-    )
+    """What this process has in other versions than wanted, and what to do; "" if nothing is."""
+    found = versions(wanted)
+    unlike = [f"{name} {found[name]}, not {version}" for name, version in wanted.items() if found[name] != version]
+    return f"has {', '.join(unlike)}: {ADVICE}" if unlike else ""
+
+
+def on_worker(code: bytes, method: str = "__call__") -> Callable[..., Any]:
+    """A function for workers: calls a method of what `by_value` pickled, which every worker process unpickles once."""
+
+    def call(*arguments: Any) -> Any:  # local, so that it travels by value itself
+        import pickle
+
+        from distributed import get_worker
+
+        loaded = get_worker().__dict__.setdefault("espalier", {})
+        if code not in loaded:
+            loaded[code] = pickle.loads(code)
+        return getattr(loaded[code], method)(*arguments)
+
+    return call

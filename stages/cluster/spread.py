@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stages.cluster.connection import PACKAGES, by_value, differing, versions
+from stages.cluster.connection import by_value, differing, on_worker, versions
 from stages.errors import UserError
 from stages.text.parallel import in_order
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-DECIDING = ("pyarrow", "numpy", "ftfy", "py3langid", "datasketch", *PACKAGES)
+DECIDING = ("pyarrow", "numpy", "ftfy", "py3langid", "datasketch")
 """Packages whose version can show in cleaned data."""
 IN_FLIGHT = 2
 """Items a worker thread: one worked on, one waiting there."""
@@ -50,7 +51,7 @@ class Spread:
 
         from distributed import KilledWorker
 
-        call = _caller(by_value((partial(differing, versions(DECIDING)), function)))
+        call = on_worker(by_value(_Alike(versions(DECIDING), function)))
         flight: list[Any] = []
 
         def submit(item: Item) -> Any:
@@ -60,7 +61,7 @@ class Spread:
 
         try:
             for problem, result in in_order(submit, items, IN_FLIGHT * self._threads):
-                if problem is not None:
+                if problem:
                     raise UserError(problem)
                 yield result
         except KilledWorker:
@@ -73,30 +74,18 @@ class Spread:
             self._client.cancel(flight)
 
 
-def _caller(code: bytes) -> Callable[[bytes], tuple[str | None, Any]]:
-    """A function for a worker that unpickles `code` once, and applies the function in it to items.
+@dataclass(frozen=True)
+class _Alike:
+    """A function, for a process that has the packages of the one that it comes from."""
 
-    It returns the message of a `UserError`, whose class the worker has its own of, and the result.
-    """
+    wanted: Mapping[str, str]
+    function: Callable[[Any], Any]
 
-    def call(item: bytes) -> tuple[str | None, Any]:  # local, so that it travels by value itself
-        import pickle
-
-        from distributed import get_worker
-
-        worker = get_worker()
-        loaded = worker.__dict__.setdefault("espalier_functions", {})
-        if code not in loaded:
-            unlike, function = pickle.loads(code)
-            if differences := unlike():
-                advice = "start it in an environment like this one (constraints.txt)"
-                return f"the worker {worker.address} has {differences}: {advice}", None
-            loaded[code] = function
+    def __call__(self, item: bytes) -> tuple[str, Any]:
+        """The message of a `UserError`, "" if there was none, and the result: the class would arrive as another one."""
+        if problem := differing(self.wanted):
+            return f"a worker {problem}", None
         try:
-            return None, loaded[code](pickle.loads(item))
-        except Exception as error:
-            if type(error).__name__ != "UserError":
-                raise
+            return "", self.function(pickle.loads(item))
+        except UserError as error:
             return str(error), None
-
-    return call

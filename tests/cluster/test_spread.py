@@ -15,6 +15,7 @@ from dask_cluster import Cluster, cluster
 from shared import ROOT
 
 from stages import params
+from stages.cluster import connection
 from stages.cluster import spread as spreading
 from stages.cluster.connection import by_value, connected, differing, versions
 from stages.cluster.spread import Spread
@@ -161,7 +162,7 @@ def test_another_version_is_told(two_workers, monkeypatch):
     monkeypatch.setattr(spreading, "versions", lambda names: versions(names) | {"ftfy": "1.0"})
     with (
         connected(two_workers.address) as client,
-        pytest.raises(UserError, match=r"tcp://\S+ has ftfy [\d.]+, not 1\.0: "),
+        pytest.raises(UserError, match=r"a worker has ftfy [\d.]+, not 1\.0: "),
     ):
         list(Spread(client)(fail_at_three, range(3)))
 
@@ -177,9 +178,19 @@ def test_a_lost_scheduler_is_one_line(tmp_path):
 
 def test_versions_name_what_differs():
     here = versions(["pyarrow", "no-such-package"])
-    assert here["no-such-package"] == "none" and here["Python"] == f"3.{sys.version_info.minor}"
-    assert differing(here) == ""
-    assert differing(here | {"Python": "2.7"}) == f"Python 3.{sys.version_info.minor}, not 2.7"
+    assert here["no-such-package"] == "none" and differing(here) == ""
+    assert differing(here | {"pyarrow": "2.7"}).startswith(f"has pyarrow {here['pyarrow']}, not 2.7: ")
+
+
+@pytest.mark.parametrize(("who", "name"), [("scheduler", "dask"), ("a worker", "python"), ("a worker", "msgpack")])
+def test_what_dask_speaks_with_has_to_be_alike(two_workers, who, name):
+    with connected(two_workers.address) as client:
+        reports = client.get_versions()
+    connection._require_alike(reports)
+    one = reports["scheduler"] if who == "scheduler" else next(iter(reports["workers"].values()))
+    one["packages"][name] = "2.7.18.final.0"
+    with pytest.raises(UserError, match=rf"^the {who.split()[-1]}.* has {name} 2\.7"):
+        connection._require_alike(reports)
 
 
 def test_no_scheduler_and_no_workers_are_one_line(tmp_path, monkeypatch):
