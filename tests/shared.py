@@ -38,7 +38,8 @@ SMALL = {
     },
 }
 SMALL["roberta"] = SMALL["bert"]
-SMALL["marian"] = SMALL["bart"]
+SMALL["marian"] = SMALL["mbart"] = SMALL["bart"]
+SMALL["qwen2"] = SMALL["llama"]
 FAMILIES = tuple(SMALL)
 SOURCES = ["inform ( name , area )", "request ( food )", "bye", "你好 ( 名称 )"]
 TARGETS = ["The #NAME# is in the #AREA# .", "What food would you like ?", "Goodbye !", "推荐您去 [名称] 。"]
@@ -67,5 +68,5 @@ def family_section(family: str) -> dict[str, Any]:
     if family in ("bert", "roberta"):
         side = {"architecture": family, "config": SMALL[family]}
         return {"kind": "encoder_decoder", "encoder": side, "decoder": side, **common}
-    kind = "causal" if family in ("gpt2", "llama") else "seq2seq"
+    kind = "causal" if family in ("gpt2", "llama", "qwen2") else "seq2seq"
     return {"kind": kind, "architecture": family, "config": SMALL[family], **common}

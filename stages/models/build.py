@@ -28,7 +28,7 @@ from stages.models.checkpoint import (
 )
 from stages.models.origins import check_weights, one_line
 from stages.models.sharing import share_sides
-from stages.models.tokenizers import keep_placeholders, train_tokenizer
+from stages.models.tokenizers import as_loaded, keep_placeholders, train_tokenizer
 from stages.params import Model, Side
 
 NEW_IN_ENCODER = ("pooler",)
@@ -57,6 +57,8 @@ def build(model: Model, texts: Sequence[str], placeholder: str | None = None) ->
         tokenizer = keep_placeholders(tokenizer, texts, placeholder)
     make = _encoder_decoder if model.kind == "encoder_decoder" else _auto
     built = make(model, tokenizer, size)
+    if model.architecture and not model.tokenizer.checkpoint:
+        tokenizer = as_loaded(tokenizer, built.config)
     if (grown := vocabulary_size(tokenizer)) > size:
         _resize(built, grown)
     built.generation_config.max_length = None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from stages.errors import UserError
 
 PAD, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -58,6 +61,29 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool) -> A
         sep_token=END,
         clean_up_tokenization_spaces=False,
     )
+
+
+def as_loaded(tokenizer: Any, config: Any) -> Any:
+    """A trained tokenizer as `AutoTokenizer` loads it from the folder of a model of this config.
+
+    For some model types (Qwen2 is one) transformers takes its own class whatever tokenizer is saved, which splits words
+    by other rules than those that the tokenizer was trained with. The model has to be trained with what users will get.
+
+    Raises:
+        UserError: what is loaded does not fold case, though the tokenizer does.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if loaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str():
+        return tokenizer
+    if isinstance(tokenizer.backend_tokenizer.normalizer, normalizers.Lowercase):
+        raise UserError(
+            f"model.tokenizer.lowercase: transformers loads the tokenizer of a {config.model_type} by rules of its "
+            "own, which keep case: set it to false"
+        )
+    return loaded
 
 
 def keep_placeholders(tokenizer: Any, texts: Iterable[str], pattern: str) -> Any:

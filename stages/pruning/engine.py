@@ -104,8 +104,8 @@ def _each(
         if not counts[name]:
             masks.put(name, keep_whole(matrix.weight))
             continue
-        units = _units(scores[name], matrix, pattern, held)
-        kept = keep_lowest_out(units, counts[name], rows=rows, name=name)
+        # Not named, so that the scores of one matrix are gone before those of the next are computed.
+        kept = keep_lowest_out(_units(scores[name], matrix, pattern, held), counts[name], rows=rows, name=name)
         masks.put(name, _expanded(kept, matrix, pattern))
     return masks
 

@@ -28,10 +28,13 @@ class Cut:
 
     def kept(self, scores: Tensor, met: int) -> tuple[Tensor, int]:
         """Which of these scores are not among the lowest, when `met` ties came before them; and the ties met now."""
-        keep = scores > self.value
-        ties = (scores == self.value).flatten().nonzero().flatten()
-        keep.view(-1)[ties[max(self.ties - met, 0) :]] = True
-        return keep, met + len(ties)
+        keep = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+        for piece, kept in zip(scores.reshape(-1).split(CHUNK), keep.view(-1).split(CHUNK), strict=True):
+            torch.gt(piece, self.value, out=kept)
+            ties = (piece == self.value).nonzero().flatten()
+            kept[ties[max(self.ties - met, 0) :]] = True
+            met += len(ties)
+        return keep, met
 
 
 def lowest(scores: Mapping[str, Tensor], count: int) -> Cut:
@@ -68,10 +71,10 @@ def keep_lowest_out(scores: Tensor, count: int, *, rows: bool, name: str) -> Ten
     Raises:
         UserError: a score is NaN; says of which matrix.
     """
-    infinite = scores == math.inf
-    if count == scores.numel() - int(infinite.count_nonzero()) and not (rows and _uneven(infinite)):
+    candidates = scores.numel() - int((scores == math.inf).count_nonzero())
+    if count == candidates and not (rows and _uneven(scores == math.inf)):
         check_numbers(scores, name)
-        return infinite  # nothing else is left to choose, as where a pattern N:M is met
+        return scores == math.inf  # nothing else is left to choose, as where a pattern N:M is met
     if not rows:
         return lowest({name: scores}, count).kept(scores, 0)[0]
     return keep_lowest_in_rows_out(scores, over_rows(count, len(scores)).to(scores.device), name=name)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from shared import FAMILIES, SOURCES, TARGETS
+from transformers import AutoTokenizer
 
 from stages.errors import UserError
 from stages.models import anatomy, checkpoint
@@ -35,6 +36,16 @@ def test_round_trip_gives_the_same_loss_and_bytes(family, build_family, tmp_path
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
         assert str(tmp_path) not in (tmp_path / "a" / name).read_bytes().decode("latin1")
+
+
+def test_a_tokenizer_is_used_as_transformers_will_load_it(build_family, tmp_path):
+    """Of Qwen2 that is always a class with rules of its own, which would not split these as ours are trained to."""
+    checkpoint.save(build_family("qwen2"), tmp_path)
+    saved = build_family("qwen2").tokenizer
+    texts = ["it's  THE\n area", "cafe\u0301 12345", *SOURCES]
+    assert saved(texts)["input_ids"] == AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"]
+    with pytest.raises(UserError, match="tokenizer of a qwen2 by rules of its own, which keep case"):
+        build_family("qwen2", tokenizer={"checkpoint": None, "vocab_size": 300, "lowercase": True})
 
 
 def test_stock_transformers_loads_and_generates(build_family, tmp_path):
@@ -90,7 +101,7 @@ def test_eligible_are_the_linear_maps_of_the_blocks(family, build_family):
     described = anatomy.describe(model)
     # BERT: 6 maps an encoder layer, 10 a decoder layer, two of each; BART here: one and two; GPT-2 and Llama: 4 and
     # 7 a layer.
-    expected = {"bert": 12 + 20, "roberta": 12 + 20, "t5": 12 + 20, "gpt2": 2 * 4, "llama": 2 * 7}
+    expected = {"bert": 12 + 20, "roberta": 12 + 20, "t5": 12 + 20, "gpt2": 2 * 4, "llama": 2 * 7, "qwen2": 2 * 7}
     assert len(described.weights) == expected.get(family, 6 + 20)
     assert all(weight.ndim == 2 for weight in described.weights.values())
     kept_out = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
