@@ -25,6 +25,8 @@ from stages.tracking.pipeline import Entry, Pipeline, md5_of, md5_of_files
 
 SHOWN = 4
 """Stages that are named, and changes of each."""
+UNKNOWN = "unknown"
+"""Stands for the md5 of a folder that cannot be told without what is in it."""
 
 
 @command
@@ -65,12 +67,15 @@ def _changes(status: Sequence[Any], entry: Entry, made: Mapping[str, str]) -> It
             continue
         for kind, recorded in (("changed deps", entry.deps), ("changed outs", entry.outs)):
             for path in item.get(kind, {}):
-                if _as_locked(path, made) != recorded.get(path, ""):
+                if _as_locked(path, made) not in (recorded.get(path, ""), UNKNOWN):
                     yield path
 
 
 def _as_locked(path: str, made: Mapping[str, str]) -> str | None:
     """md5 of a file or folder, its missing parts being as dvc.lock or a .dvc file has them; None if nothing has.
+
+    A folder of folders, such as the models of all levels, is `UNKNOWN` while one is missing: dvc.lock has no md5s of
+    the files in it. Other outs of the same stages show whether it is what it was.
 
     Args:
         path: of the file or folder, as in dvc.yaml.
@@ -81,6 +86,10 @@ def _as_locked(path: str, made: Mapping[str, str]) -> str | None:
     if path in inside:
         return md5_of(Path(), path) or inside[path]
     if inside:
+        folders = {out for out, md5 in inside.items() if md5.endswith(".dir")}
+        if not all(Path(out).is_dir() for out in folders):
+            return UNKNOWN
+        inside = {out: md5 for out, md5 in inside.items() if out not in folders}
         files = inside | {file.as_posix(): md5_of(Path(), str(file)) for file in place.rglob("*") if file.is_file()}
         return md5_of_files({Path(file).relative_to(place).as_posix(): md5 for file, md5 in files.items()})
     if not place.exists() and Path(f"{path}.dvc").is_file():

@@ -3,8 +3,9 @@
     dvc repro compare                         (or: python -m stages.compare)
     python -m stages.compare --show           prints the table again
 
-Files of levels that are not in `sweep` are taken out of the folders below: the stage depends on these
-folders, and a clone that never had the levels should find the same there. DVC restores them if they join again.
+Files of levels that are not in `sweep` are taken out of the folders below, and their models out of
+outputs/models/finetuned, to .scratch: this stage and the next depend on these folders, and a clone that never had the
+levels should find the same there. DVC restores them if they join again.
 
 In:  for dense, baseline and every level of params `sweep`: outputs/metrics/evaluate/KEY.json,
      outputs/benchmark/KEY.json, outputs/predictions/KEY.parquet; for every level outputs/metrics/prune/KEY.json,
@@ -17,6 +18,7 @@ Out: outputs/compare/ (levels.csv, levels.md, quality.csv, layers.csv, losses.cs
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 ENDINGS = (".json", ".parquet", ".layers.csv", ".curve.csv")
 """Of the files that stages leave for a level, after its key."""
+LEFT = layout.SCRATCH / "left"
+"""Models of levels that are not in the sweep."""
 SAMPLES = 12
 TABLE_COLUMNS = 100
 
@@ -80,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _remove_leftovers(keys: Set[str]) -> None:
-    """Remove what the stage depends on of levels that are not in the sweep."""
+    """Remove what this stage and the next depend on of levels that are not in the sweep."""
     stages = [layout.METRICS / stage for stage in ("prune", "finetune", "evaluate")]
     left = sorted(
         path
@@ -92,6 +96,14 @@ def _remove_leftovers(keys: Set[str]) -> None:
         path.unlink()
     if left:
         print(f"removed {len(left)} files of levels that are not in the sweep; DVC has those that `dvc repro` made")
+    models = [path for path in layout.model_folder(layout.DENSE).parent.glob("*") if path.is_dir()]
+    if strangers := [path for path in models if path.name not in keys]:
+        # Not deleted: one that was made by hand, DVC does not have.
+        LEFT.mkdir(parents=True, exist_ok=True)
+        for path in strangers:
+            shutil.rmtree(LEFT / path.name, ignore_errors=True)
+            path.rename(LEFT / path.name)
+        print(f"moved {len(strangers)} models of levels that are not in the sweep to {LEFT}")
 
 
 def _key(name: str) -> str | None:

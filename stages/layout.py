@@ -17,6 +17,7 @@ METRICS = OUTPUTS / "metrics"
 PREDICTIONS = OUTPUTS / "predictions"
 BENCHMARK = OUTPUTS / "benchmark"
 COMPARE = OUTPUTS / "compare"
+EXPORT = OUTPUTS / "export"
 SCRATCH = Path(".scratch")
 """Caches and checkpoints that no DVC stage owns; safe to delete when nothing runs."""
 
@@ -24,6 +25,8 @@ BASELINE = "baseline"
 """Key of the trained model before any pruning or fine-tuning."""
 DENSE = "dense"
 """Key of the control: the baseline fine-tuned, unpruned, for as many steps as every level."""
+CHOSEN = "chosen"
+"""In params, the level that `compare` chooses."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from stages.errors import UserError
 from stages.layout import Level
+from stages.params.export import Export
 from stages.params.finetune import Distillation, Lora
 from stages.params.prune import Method, Prune
 from stages.params.section import Fraction, NonNegative, Positive, PositiveFloat, Section, Share, Sparsity
@@ -269,6 +270,7 @@ class Params(Section):
     prune: Prune
     finetune: Finetune
     evaluate: Evaluate
+    export: Export
     target: Target
     search: Search
     tracking: Tracking

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 from stages.errors import UserError
 from stages.files import read_json, write_json
+from stages.params.export import Format
 
 FILE = "export.json"
-FORMATS = ("safetensors", "onnx", "onnx-int8", "ctranslate2", "ctranslate2-int8")
+FORMATS: tuple[str, ...] = get_args(Format)
 
 
 @dataclass(frozen=True)

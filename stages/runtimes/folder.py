@@ -16,7 +16,7 @@ from stages.runtimes.description import FORMATS, Description, is_exported, versi
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
-def save(generator: Generator, folder: Path, format: str, *, source: str) -> None:
+def save(generator: Generator, folder: Path, format: str, *, source: str, graphs_in: Path | None = None) -> None:
     """Write a generator in one of `FORMATS`, replacing `folder` only once all is written.
 
     Beside graphs there are the tokenizer, the configs, and `export.json`, which describes the folder.
@@ -26,6 +26,7 @@ def save(generator: Generator, folder: Path, format: str, *, source: str) -> Non
         folder: to write to; an earlier export there is replaced.
         format: one of `FORMATS`.
         source: what the generator is called.
+        graphs_in: an export of the same generator as `onnx`, whose graphs `onnx-int8` then need not be traced again.
 
     Raises:
         UserError: the format is not known, cannot hold this model, or needs packages that are not installed; or the
@@ -43,7 +44,7 @@ def save(generator: Generator, folder: Path, format: str, *, source: str) -> Non
         if format.startswith("onnx"):
             packages = ONNX_PACKAGES
             _require("export", packages)
-            graphs = _write_onnx(generator, partial, int8=format == "onnx-int8")
+            graphs = _write_onnx(generator, partial, int8=format == "onnx-int8", graphs_in=graphs_in)
         elif format.startswith("ctranslate2"):
             packages = ("ctranslate2",)
             _require("ctranslate2", packages)
@@ -78,16 +79,25 @@ def load(folder: Path) -> Generator:
     return onnx_model.load(folder)
 
 
-def _write_onnx(generator: Generator, folder: Path, int8: bool) -> dict[str, str]:
+def size_bytes(folder: Path) -> int:
+    """Bytes of an export's graphs or weights: all but its tokenizer and configs."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.suffix != ".json")
+
+
+def _write_onnx(generator: Generator, folder: Path, *, int8: bool, graphs_in: Path | None) -> dict[str, str]:
     from stages.runtimes import onnx_export
     from stages.runtimes.quantise import quantise
 
     if not int8:
         return onnx_export.export(generator, folder)
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".float-") as between:
-        graphs = onnx_export.export(generator, Path(between))
+        if graphs_in is None:
+            graphs_in = Path(between)
+            graphs = onnx_export.export(generator, graphs_in)
+        else:
+            graphs = Description.load(graphs_in).graphs
         for file in graphs.values():
-            quantise(Path(between) / file, folder / file)
+            quantise(graphs_in / file, folder / file)
     return graphs
 
 

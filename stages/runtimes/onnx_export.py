@@ -113,6 +113,10 @@ def _write(
         verbose=False,
     )
     assert program is not None  # it is for the old exporter alone
+    # What the tracer notes of each node has addresses in memory, which differ from run to run.
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+    program.model.graph.metadata_props.clear()
     size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     program.save(path, external_data=size > PROTOBUF_LIMIT)
 

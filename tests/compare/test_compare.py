@@ -59,6 +59,9 @@ def test_running_again_gives_the_same_bytes(
 def test_orphans_of_an_earlier_sweep_are_left_out(project: Any, compare: Run) -> None:
     project.entry("l1-0.99", "l1", 0.99)
     project.set(["sweep", "sparsity"], [0.5])
+    models = project.folder / "outputs/models/finetuned"
+    for key in ("dense", "taylor-0.5", "l1-0.99"):
+        (models / key).mkdir(parents=True)
     shown = compare()
     text = "".join(project.read(f"compare/{name}") for name in ("levels.csv", "layers.csv", "losses.csv", "levels.md"))
     assert "l1-0.99" not in text + shown
@@ -68,6 +71,9 @@ def test_orphans_of_an_earlier_sweep_are_left_out(project: Any, compare: Run) ->
     left = {path.name.partition(".json")[0] for path in (project.folder / "outputs/metrics/evaluate").iterdir()}
     assert left == {"dense", "baseline", *(f"{method}-0.5" for method in ("magnitude", "taylor", "random"))}
     assert not list((project.folder / "outputs").rglob("l1-0.99*"))
+    # One made by hand is not in DVC's cache: its model is moved.
+    assert {path.name for path in models.iterdir()} == {"dense", "taylor-0.5"}
+    assert (project.folder / ".scratch/left/l1-0.99").is_dir()
     assert "not in the sweep" not in compare()
 
 

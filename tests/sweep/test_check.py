@@ -9,6 +9,9 @@ import pytest
 from half_second_stages import Project
 from ruamel.yaml import YAML
 
+from stages.check import UNKNOWN, _as_locked
+from stages.tracking.pipeline import md5_of
+
 
 @pytest.fixture
 def clone(again: Project) -> Project:
@@ -72,3 +75,15 @@ def test_data_that_dvc_keeps(clone):
     file = clone.folder / "input.txt.dvc"
     file.write_text(file.read_text().replace("md5: ", "md5: 0", 1))
     assert check(clone).startswith("train (input.txt): run")
+
+
+def test_a_folder_of_folders_is_known_only_where_all_are_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for key in ("a", "b"):
+        (tmp_path / "models" / key).mkdir(parents=True)
+        (tmp_path / "models" / key / "weights").write_text(key)
+    made = {f"models/{key}": md5_of(tmp_path, f"models/{key}") for key in ("a", "b")}
+    assert _as_locked("models", made) == md5_of(tmp_path, "models")
+    (tmp_path / "models/b/weights").unlink()
+    (tmp_path / "models/b").rmdir()
+    assert _as_locked("models", made) == UNKNOWN
