@@ -1,6 +1,7 @@
 """Bring the whole pipeline up to date, levels side by side.
 
     python -m stages.sweep [-j N] [TARGET ...]
+    python -m stages.sweep --scheduler ADDRESS [TARGET ...]     by the workers of a Dask cluster (docs/cluster.md)
 
 What `dvc repro` does one stage after another, done by up to N processes at a time: by default one for every
 `runtime.threads` cores, and fewer while memory is short. Which of them compute at the same time does not change a bit
@@ -26,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from stages import layout, params
 from stages.errors import UserError, command
-from stages.pool import Pool, Task, ordered
+from stages.pool import Place, Pool, Task, ordered
 from stages.processes import Processes
 from stages.shell import dvc
 
@@ -46,24 +47,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="stages to make, with all they need")
     parser.add_argument("-j", "--jobs", type=int, metavar="N", help="processes at a time (default: cores / threads)")
     parser.add_argument("--pull", action="store_true", help="fetch from the DVC remote what is missing")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="run them on the Dask cluster of this scheduler")
+    parser.add_argument("--repository", metavar="URL", help="what its workers clone (default: the git remote origin)")
     args = parser.parse_args(arguments)
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: give 1 or more")
-    settings = params.load("runtime")
+    if args.scheduler and (args.jobs or args.pull):
+        raise UserError("--scheduler runs a level a worker, with the DVC remote: leave --jobs and --pull out")
 
     LOGS.mkdir(parents=True, exist_ok=True)
     with _alone():
-        tasks = _tasks(graph(), args.targets)
+        needs = graph()
+        tasks = _tasks(needs, args.targets)
         if not tasks:
             print("Data and pipelines are up to date.")
             return
-        with board() as show:
-            options = ["--pull"] if args.pull else []
-            place = Processes(args.jobs or workers(settings.runtime.threads), memory_needed, options)
+        with _place(args, tasks, needs) as place, board() as show:
             pool = Pool(tasks, place, logs=LOGS, show=show)
             start = time.monotonic()
             pool.run()
     _report(pool, time.monotonic() - start)
+
+
+@contextmanager
+def _place(args: argparse.Namespace, tasks: Sequence[Task], needs: Mapping[str, frozenset[str]]) -> Iterator[Place]:
+    """Where the tasks are to run: processes of this machine, or workers of a cluster."""
+    settings = params.load("runtime")
+    if not args.scheduler:
+        options = ["--pull"] if args.pull else []
+        yield Processes(args.jobs or workers(settings.runtime.threads), memory_needed, options)
+        return
+    from stages.cluster.place import workers_at
+
+    names = {task.name for task in tasks}
+    with workers_at(args.scheduler, args.repository, sorted(closure(names, needs) - names)) as place:
+        yield place
 
 
 def graph() -> dict[str, frozenset[str]]:
