@@ -26,4 +26,4 @@ Sparsity = Annotated[float | int, Field(ge=0, lt=1), AfterValidator(_short)]
 class Section(BaseModel):
     """A part of params.yaml: every key is required, an unknown one is an error."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False)

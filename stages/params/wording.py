@@ -31,7 +31,8 @@ def describe(model: type[BaseModel], values: Any, error: Mapping[str, Any]) -> s
             values = values[part]
         elif error["type"] != "missing":
             continue
-        keys.append(str(part))
+        key = str(part)
+        keys.append(key if key.isprintable() else repr(key))  # one line, whatever YAML takes for a key
     name = ".".join(keys) or "params"
     if error["type"] == "missing":
         return f"{name} is missing"

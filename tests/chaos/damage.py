@@ -1,0 +1,214 @@
+"""Files that are cut short, or in which one bit is another: by hand, by a disk, by a copy that was broken off."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos.faults import Fault, error_of_one_line, no_error
+from chaos.ground import CACHE, FORCE, Ended, Ground
+
+HARMS: Mapping[str, Callable[[bytes], bytes]] = {
+    "cut short": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "one bit flipped in the middle": lambda content: flipped(content, len(content) // 2),
+    "one bit flipped at the start": lambda content: flipped(content, 0),
+}
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    """The same but for the lowest bit of one byte."""
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def damage(path: Path, harm: str) -> None:
+    """Damage a file in place, one that may not be written to as well."""
+    content = HARMS[harm](path.read_bytes())
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A finished file that later stages read, and that is damaged in the workspace."""
+
+    name: str
+    path: str
+    commands: tuple[tuple[str, ...], ...]
+    """Those that read it, past DVC, which would notice by itself."""
+    harms: tuple[str, ...] = ("cut short", "empty", "one bit flipped at the start")
+    how: str = "real: cut short, emptied, a bit flipped in its first byte; read by the stage itself, past DVC"
+
+    def inject(self, ground: Ground) -> Iterator[Ended | None]:
+        """Damage it in every way, and read it by every command."""
+        file = ground.root / self.path
+        whole = file.read_bytes()
+        for harm in self.harms:
+            for command in self.commands:
+                damage(file, harm)
+                yield ground.end(*command, ESPALIER_TRACKING="off")
+                file.write_bytes(whole)
+
+    def expect(self, ended: Ended | None) -> Iterator[str]:
+        """It is named."""
+        yield from error_of_one_line(ended, Path(self.path).name)
+
+
+@dataclass(frozen=True)
+class Unnoticed:
+    """As `Input`, but with a bit flipped where no format would tell: DVC has to."""
+
+    name: str = "a bit flipped amid an output; `dvc repro` is to make it again"
+    how: str = "real: one bit in the middle of each file that the cache has"
+
+    def inject(self, ground: Ground) -> Iterator[Ended | None]:
+        """Flip one bit of each kind of output, then run the pipeline."""
+        for path in (
+            "outputs/data/train.parquet",
+            "outputs/models/baseline/model.safetensors",
+            "outputs/models/pruned/magnitude-0.6/masks.safetensors",
+            "outputs/predictions/dense.parquet",
+        ):
+            damage(ground.root / path, "one bit flipped in the middle")
+            ended = ground.end("dvc", "repro")
+            same = ground.sha(path) == ground.finished[path]
+            yield ended if same else Ended(1, f"{ended.said}{path} has other bits")
+
+    def expect(self, ended: Ended | None) -> Iterator[str]:
+        """The file is as it was."""
+        yield from no_error(ended)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """An object of DVC's cache is damaged, and wanted."""
+
+    name: str = "damaged object in DVC's cache"
+    how: str = "real: object cut short or a bit flipped, then `dvc checkout` and `dvc repro`"
+
+    def inject(self, ground: Ground) -> Iterator[Ended | None]:
+        """Lose the output, and find its object in the cache damaged: what comes back must be right, or nothing."""
+        for path, harm in (
+            ("outputs/data/train.parquet", "cut short"),
+            ("outputs/data/test.parquet", "one bit flipped in the middle"),
+            ("outputs/predictions/dense.parquet", "empty"),
+        ):
+            md5 = ground.locked()[path]
+            damage(ground.root / CACHE / "files/md5" / md5[:2] / md5[2:], harm)
+            (ground.root / path).unlink()
+            ground.cached.discard(md5)
+            out = ground.end("dvc", "checkout", path)
+            if (ground.root / path).exists() and ground.sha(path) != ground.finished[path]:
+                yield Ended(1, f"{out.said}`dvc checkout` brought {path} with other bits")
+            ended = ground.end("dvc", "repro")
+            same = ground.sha(path) == ground.finished[path]
+            yield ended if same else Ended(1, f"{ended.said}{path} has other bits")
+
+    def expect(self, ended: Ended | None) -> Iterator[str]:
+        """It was made again."""
+        yield from no_error(ended)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The checkpoint that a killed training would go on from is damaged."""
+
+    name: str = "damaged checkpoint of a training that was killed"
+    how: str = "real: each of its files in turn, cut short or a bit flipped"
+
+    def inject(self, ground: Ground) -> Iterator[Ended | None]:
+        """Kill a training, damage what it left, go on."""
+        for number, harm in enumerate(("cut short", "one bit flipped in the middle", "empty")):
+            run = ground.start(*FORCE, "train")
+            home = ground.root / ".scratch/checkpoints"
+            deadline = time.monotonic() + 300
+            while len(steps := sorted(home.glob("train/*/step-*"))) < 2 and run.running(0.002):
+                if time.monotonic() > deadline:
+                    raise TimeoutError("no two checkpoints")
+            run.process.send_signal(signal.SIGSTOP)
+            run.kill()
+            files = sorted(path for path in steps[-1].rglob("*") if path.is_file())
+            damage(files[number % len(files)], harm)
+            yield ground.force("train")
+
+    def expect(self, ended: Ended | None) -> Iterator[str]:
+        """The one before it is gone on from."""
+        yield from no_error(ended, "is damaged .*trying the checkpoint before it", "going on from step")
+
+
+@dataclass(frozen=True)
+class Params:
+    """params.yaml, as an editor or a disk leaves it when it fails."""
+
+    name: str = "damaged params.yaml"
+    how: str = "real: cut short at ten places, emptied, bits flipped at ten places"
+
+    def inject(self, ground: Ground) -> Iterator[Ended | None]:
+        """Run a stage with each; one that reads as the same values is none."""
+        file = ground.root / "params.yaml"
+        whole = file.read_bytes()
+        broken = [b"", *(whole[: len(whole) * n // 11] for n in range(1, 11))]
+        broken += [flipped(whole, whole.index(b":", len(whole) * n // 11)) for n in range(10)]
+        for content in broken:
+            file.write_bytes(content)
+            ended = ground.end("python", "-m", "stages.clean")
+            file.write_bytes(whole)
+            yield ended
+
+    def expect(self, ended: Ended | None) -> Iterator[str]:
+        """It is refused by name, or says the same."""
+        assert ended
+        if ended.status:
+            yield from error_of_one_line(ended, "params.yaml")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A metrics file is damaged; git has it, DVC's cache too."""
+
+    name: str = "damaged metrics JSON"
+    how: str = "real: cut short, then `compare` and `sync`"
+
+    def inject(self, ground: Ground) -> Iterator[Ended | None]:
+        """Read it by what reads it."""
+        file = ground.root / "outputs/metrics/evaluate/dense.json"
+        whole = file.read_bytes()
+        for command in ("compare", "sync"):
+            damage(file, "cut short")
+            yield ground.end("python", "-m", f"stages.{command}")
+        file.write_bytes(whole)
+        json.loads(whole)
+
+    def expect(self, ended: Ended | None) -> Iterator[str]:
+        """It is named."""
+        yield from error_of_one_line(ended, r"dense\.json")
+
+
+def faults(seed: int) -> list[Fault]:
+    """All of this family."""
+
+    def stage(name: str, *arguments: str) -> tuple[str, ...]:
+        return ("python", "-m", f"stages.{name}", *arguments)
+
+    return [
+        Input("damaged Parquet", "outputs/data/train.parquet", (stage("train"), stage("prune", "magnitude-0.6"))),
+        Input(
+            "damaged safetensors of a model",
+            "outputs/models/baseline/model.safetensors",
+            (stage("prune", "magnitude-0.6"), stage("generate", "--model", "baseline", "--text", "a")),
+        ),
+        Input(
+            "damaged masks",
+            "outputs/models/pruned/magnitude-0.6/masks.safetensors",
+            (stage("finetune", "magnitude-0.6"),),
+        ),
+        Unnoticed(),
+        Cached(),
+        Checkpoint(),
+        Params(),
+        Metrics(),
+    ]

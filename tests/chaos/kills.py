@@ -1,0 +1,98 @@
+"""SIGKILL at random moments of every stage, and what DVC does between stages."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from chaos.faults import Fault
+from chaos.ground import RUNNING, Ended, Ground, Started
+
+MORE = 6
+"""Kills beside one in every stage."""
+TARGETS = ("all", "stage")
+"""`dvc repro` and all it started, as by a power cut; the stage's process alone, as by a system short of memory."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When to kill, and what."""
+
+    stage: str
+    share: float
+    """Of the seconds that the stage took undisturbed; above 1 DVC commits it, or is on its way to the next."""
+    target: str
+
+
+@dataclass(frozen=True)
+class Kills:
+    """The whole pipeline, killed over and over and started again."""
+
+    seed: int
+    stages: tuple[str, ...] = ()
+    """Only these; none: all."""
+    name: str = "SIGKILL at a random moment of every stage, of dvc and all or of the stage alone"
+    how: str = "real; moments and victims drawn by a seed"
+
+    def inject(self, ground: Ground) -> Iterator[Ended | None]:
+        """Kill by plan; a stage that ended before its moment came is not killed, and not counted."""
+        if not self.stages:
+            ground.empty()
+        for kill in planned(self.seed, ground, self.stages):
+            if ended := struck(ground, kill):
+                yield ended
+
+    def expect(self, ended: Ended | None) -> Iterator[str]:
+        """Nobody is left to say anything, if not DVC; a traceback would be a bug of ours."""
+        assert ended
+        if "Traceback" in ended.said:
+            yield "a traceback"
+        if not ended.status:
+            yield "exit status 0"
+
+
+def planned(seed: int, ground: Ground, only: tuple[str, ...]) -> list[Kill]:
+    """A kill in every stage, and some more, in the order in which stages run."""
+    draw = random.Random(seed)
+    stages = only or tuple(ground.seconds)
+    chosen = [*stages, *draw.choices(stages, k=0 if only else MORE)]
+    return [Kill(stage, draw.uniform(0.05, 1.15), draw.choice(TARGETS)) for stage in sorted(chosen, key=stages.index)]
+
+
+def struck(ground: Ground, kill: Kill) -> Ended | None:
+    """Run the pipeline up to the moment, and kill; None if it was over by then."""
+    run = ground.start("dvc", "repro", kill.stage)
+    if not run.until(f"{RUNNING}{kill.stage}'"):
+        return None
+    if not run.running(kill.share * ground.seconds[kill.stage]):
+        return None
+    if kill.target == "stage" and (victim := stage_process(run, ground.root)):
+        os.kill(victim, signal.SIGKILL)
+        return run.wait()
+    return run.kill()
+
+
+def stage_process(run: Started, root: Path) -> int | None:
+    """The process of the stage that runs, which is not DVC's."""
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        for child in psutil.Process(run.process.pid).children(recursive=True):
+            try:
+                if "-m stages." in " ".join(child.cmdline()) and "recorder" not in " ".join(child.cmdline()):
+                    return child.pid
+            except psutil.Error:
+                continue
+        time.sleep(0.02)
+    return None
+
+
+def faults(seed: int) -> list[Fault]:
+    """All of this family."""
+    return [Kills(seed)]

@@ -1,0 +1,93 @@
+"""Two `dvc repro` at once, a clock that goes back, and a terminal that is closed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos.faults import Fault, Skipped, error_of_one_line, no_error
+from chaos.ground import FORCE, RUNNING, Ended, Ground
+
+LIBRARIES = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/local/lib/faketime/libfaketime.so.1")
+
+
+@dataclass(frozen=True)
+class Twice:
+    """A second `dvc repro` while the first one runs a stage."""
+
+    name: str = "two `dvc repro` at once"
+    how: str = "real: the second starts while the first runs a stage"
+
+    def inject(self, ground: Ground) -> Iterator[Ended | None]:
+        """Start both; whichever is refused has to say so, and the other has to end well."""
+        for stage in ("train", "prune@magnitude-0.6"):
+            first = ground.start(*FORCE, stage)
+            first.until(RUNNING)
+            second = ground.end(*FORCE, stage)
+            ended = first.wait()
+            yield second if not ended.status else Ended(0, f"the first failed:\n{ended.said}")
+
+    def expect(self, ended: Ended | None) -> Iterator[str]:
+        """The second is refused."""
+        yield from error_of_one_line(ended, "lock|is (being|busy)|running")
+
+
+@dataclass(frozen=True)
+class Back:
+    """Stages and DVC at a time years before that of the files they read."""
+
+    name: str = "clock set back three years"
+    how: str = "libfaketime (Debian's package faketime) in dvc and stages; file times are the kernel's"
+
+    def inject(self, ground: Ground) -> Iterator[Ended | None]:
+        """Make stages anew, then let the rest be looked at."""
+        found = [str(path) for pattern in LIBRARIES for path in Path("/").glob(pattern.lstrip("/"))]
+        if not found:
+            raise Skipped("libfaketime is not installed: apt-get install faketime")
+        clock = {"LD_PRELOAD": found[0], "FAKETIME": "-3y", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        for stage in ("clean", "train", "evaluate_dense"):
+            yield ground.force(stage, **clock)
+        yield ground.end("dvc", "repro", **clock)
+        yield ground.end("python", "-m", "stages.sync", **clock)
+
+    def expect(self, ended: Ended | None) -> Iterator[str]:
+        """Nothing is said of it; the bits are compared afterwards."""
+        yield from no_error(ended)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Ctrl-C, termination, a closed terminal, while a stage works."""
+
+    name: str = "Ctrl-C, SIGTERM, a terminal closed"
+    how: str = "real: the signal to the whole process group, in the middle of a stage"
+
+    def inject(self, ground: Ground) -> Iterator[Ended | None]:
+        """Send each to another stage."""
+        for number, stage in (
+            (signal.SIGINT, "clean"),
+            (signal.SIGINT, "evaluate_dense"),
+            (signal.SIGTERM, "finetune_dense"),
+            (signal.SIGHUP, "prune@l1-0.6"),
+        ):
+            run = ground.start(*FORCE, stage)
+            run.until(RUNNING)
+            run.running(0.6 * ground.seconds[stage])
+            os.killpg(run.process.pid, number)
+            yield run.wait()
+
+    def expect(self, ended: Ended | None) -> Iterator[str]:
+        """DVC or the stage says so."""
+        assert ended
+        if not ended.status:
+            yield "exit status 0"
+        if "Traceback" in ended.said:
+            yield "a traceback"
+
+
+def faults(seed: int) -> list[Fault]:
+    """All of this family."""
+    return [Twice(), Back(), Signal()]
