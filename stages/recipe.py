@@ -30,8 +30,8 @@ from stages.params import PARAMS_FILE
 RECIPES = Path("recipes")
 COMMENT_COLUMN = 30
 """Where the comments of params.yaml stand; a changed value leaves its comment there, or moves it aside."""
-FREE_FORM = "config"
-"""Key of params whose value is a config of transformers: any fields, replaced as a whole."""
+FREE_FORM = ("config", "latency")
+"""Keys of params whose value may have any fields, as a config of transformers has: replaced as a whole."""
 
 Changes = list[tuple[str, Any, Any]]
 """Dotted key, value before, value after."""
@@ -49,7 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     items = parser.parse_args(arguments).items
     if not items:
         _list()
-        return
+    else:
+        write(items)
+
+
+def write(items: Sequence[str]) -> None:
+    """Write recipes and single values into params.yaml, and print what changed.
+
+    Args:
+        items: names of recipes, and `KEY=VALUE`.
+
+    Raises:
+        UserError: one is not known, or the result is not valid.
+    """
     values = _load(PARAMS_FILE)
     changes: Changes = []
     # Names before values, in the order given: a value on the command line has the last word.
@@ -100,7 +112,7 @@ def merge(values: CommentedMap, overlay: Any, origin: str, prefix: str = "") -> 
         name = f"{prefix}{key}"
         if key not in values:
             raise UserError(f"{origin}: {name} is no key of params.yaml (see the comments there)")
-        if isinstance(values[key], dict) and key != FREE_FORM:
+        if isinstance(values[key], dict) and key not in FREE_FORM:
             changes += merge(values[key], value, origin, f"{name}.")
             continue
         changes.append((name, values[key], value))
@@ -127,7 +139,7 @@ def _nested(item: str, values: CommentedMap) -> dict[str, Any]:
     except YAMLError:
         raise UserError(f"{key}: {text} is not a YAML value: quote it, as in {key}='\"{text}\"'") from None
     parts = key.split(".")
-    if FREE_FORM in parts[:-1]:
+    if set(FREE_FORM) & set(parts[:-1]):
         field = parts.pop()
         present: Any = values
         for part in parts:

@@ -54,10 +54,10 @@ def copy_of(project: Any, folder: Path, log: Path) -> Any:
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with nested `changes`; free-form configs are replaced whole."""
+    """`base` with nested `changes`; free-form configs, and what was null, are replaced whole."""
     merged = dict(base)
     for key, value in changes.items():
-        nested = isinstance(value, dict) and key != "config"
+        nested = isinstance(value, dict) and isinstance(base[key], dict) and key != "config"
         merged[key] = merge(base[key], value) if nested else value
     return merged
 

@@ -313,6 +313,16 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _latency_is_of_these_threads(self) -> Params:
+        table, threads = self.prune.structured.latency, self.runtime.threads
+        if self.prune.structured.budget == "latency" and table and table.threads != threads:
+            raise ValueError(
+                f"prune.structured.latency was measured with {table.threads} threads, runtime.threads is {threads}: "
+                "run `python -m stages.latency`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _levels_fit_the_pattern(self) -> Params:
         if self.prune.group:
             kept, group = self.prune.group

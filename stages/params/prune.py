@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -112,10 +112,46 @@ Removed = Literal["auto"] | Annotated[float | int, Field(ge=0, lt=1)]
 """Share of a kind of unit that goes, or whatever the level's sparsity asks for."""
 
 
+Part = Literal[
+    "reply",
+    "head",
+    "encoder_layers",
+    "encoder_attention",
+    "encoder_feed_forward",
+    "decoder_layers",
+    "decoder_attention",
+    "decoder_feed_forward",
+]
+"""What the time of a reply is the sum of: itself, layers by number, weights by the million."""
+
+
+class Latency(Section):
+    """What the parts of a model add to the time of a reply, and what that was measured of."""
+
+    device: str
+    threads: Positive
+    source_tokens: PositiveFloat
+    target_tokens: Positive
+    baseline_ms: PositiveFloat
+    sizes: dict[str, Positive]
+    milliseconds: dict[Part, NonNegative]
+
+    @model_validator(mode="after")
+    def _takes_time(self) -> Latency:
+        sides = {part.partition("_")[0] for part in self.milliseconds} & {"encoder", "decoder"}
+        wanted = {part for part in get_args(Part) if part.partition("_")[0] in {*sides, "decoder", "reply", "head"}}
+        if missing := wanted - self.milliseconds.keys():
+            raise ValueError(f"milliseconds has no {min(missing)}: measure it again with python -m stages.latency")
+        if not any(self.milliseconds.values()):
+            raise ValueError("milliseconds are all 0: measure them again with python -m stages.latency")
+        return self
+
+
 class Structured(Section):
     """Removal of whole parts."""
 
-    budget: Literal["parameters", "flops"]
+    budget: Literal["parameters", "flops", "latency"]
+    latency: Latency | None
     allocation: Literal["uniform", "loss"]
     score: Literal["norm", "group_lasso", "taylor", "taylor_sum", "gate", "activation"]
     group_lasso: Penalty
@@ -139,6 +175,12 @@ class Structured(Section):
             raise ValueError(
                 "score group_lasso trains units away: let heads, neurons or width go, or take another score"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _is_measured(self) -> Structured:
+        if self.budget == "latency" and self.latency is None:
+            raise ValueError("budget latency goes by what was measured: run `python -m stages.latency`")
         return self
 
 

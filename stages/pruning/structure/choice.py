@@ -40,6 +40,11 @@ class Knob:
     allowed: tuple[int, ...] = ()
     """Sizes that a config can hold, ascending; none: all."""
 
+    def left(self, share: float) -> int:
+        """What stays if it loses a share of it, rounded up; at least one."""
+        left = max(1, math.ceil(self.size * (1 - share) - 1e-9))
+        return next((size for size in self.allowed if size >= left), left)
+
 
 Sizes = Mapping[Knob, int]
 """How much of each knob stays."""
@@ -60,8 +65,8 @@ def choose(context: Context, limit: float) -> Plan:
     cost_of = BUDGETS[rules.budget](context, structure)
     if cost_of(whole(structure)) <= limit:
         return whole(structure)
-    knobs = _knobs(structure, rules)
-    fixed = {knob: _left(knob, share) for knob in knobs if (share := getattr(rules, knob.kind)) != "auto"}
+    knobs = find_knobs(structure, rules)
+    fixed = {knob: knob.left(share) for knob in knobs if (share := getattr(rules, knob.kind)) != "auto"}
     free = [knob for knob in knobs if knob not in fixed]
     units = _Units(context, structure, rules)
     if rules.allocation == "uniform":
@@ -113,7 +118,7 @@ class _Units:
         return self._layers[side, goes]
 
 
-def _knobs(structure: Structure, rules: Structured) -> list[Knob]:
+def find_knobs(structure: Structure, rules: Structured) -> list[Knob]:
     """What of a model can be lowered, as far as its family and the rules allow it."""
     knobs = [
         Knob(f"{side}_layers", stack.blocks, {}, side)
@@ -173,12 +178,6 @@ def _refused(rules: Structured, kind: str, reason: str | None) -> bool:
     return bool(reason) or share == 0
 
 
-def _left(knob: Knob, share: float) -> int:
-    """What stays of a knob that loses a share of it, rounded up; at least one."""
-    left = max(1, math.ceil(knob.size * (1 - share) - 1e-9))
-    return next((size for size in knob.allowed if size >= left), left)
-
-
 def _uniform(structure: Structure, cost_of: Cost, fixed: Sizes, free: Sequence[Knob], limit: float) -> dict[Knob, int]:
     """Sizes within the limit of which free knobs lose about the same share.
 
@@ -194,7 +193,7 @@ def _uniform(structure: Structure, cost_of: Cost, fixed: Sizes, free: Sequence[K
     steps = sorted((lost / knob.size, place, lost) for place, knob in enumerate(coarse) for lost in range(1, knob.size))
     for share, place, _ in [(0.0, -1, 0), *steps]:
         if place >= 0:
-            held[coarse[place]] = _left(coarse[place], share)
+            held[coarse[place]] = coarse[place].left(share)
         sizes = _same_share(structure, cost_of, held, fine, limit)
         short = limit - _cost(structure, cost_of, sizes)
         if short >= 0:
@@ -211,7 +210,7 @@ def _same_share(
     shares = sorted({lost / knob.size for knob in free for lost in range(knob.size)} | {0.0})
 
     def sizes(place: int) -> dict[Knob, int]:
-        return {**fixed, **{knob: _left(knob, shares[place]) for knob in free}}
+        return {**fixed, **{knob: knob.left(shares[place]) for knob in free}}
 
     # Costs fall as the share grows: the first place from which on they are within the limit.
     place = bisect_left(range(len(shares) - 1), True, key=lambda p: _cost(structure, cost_of, sizes(p)) <= limit)
@@ -246,7 +245,7 @@ def _candidates(
 def _some(knob: Knob) -> list[int]:
     if knob.side:
         return list(range(knob.size, 0, -1))
-    return sorted({_left(knob, 1 - step / STEPS) for step in range(1, STEPS + 1)}, reverse=True)
+    return sorted({knob.left(1 - step / STEPS) for step in range(1, STEPS + 1)}, reverse=True)
 
 
 def _least_loss(context: Context, structure: Structure, units: _Units, candidates: Sequence[Sizes]) -> Plan:
@@ -267,13 +266,18 @@ def _least_loss(context: Context, structure: Structure, units: _Units, candidate
     return best[1]
 
 
-def _cost(structure: Structure, cost_of: Cost, sizes: Sizes) -> float:
-    """Of so many units, whichever they are."""
+def plan_of(structure: Structure, sizes: Sizes) -> Plan:
+    """A plan of so many units, the first ones."""
     layers = dict(whole(structure).layers)
     layers |= {knob.side: tuple(range(left)) for knob, left in sizes.items() if knob.side}
     counts = {field: left * step for knob, left in sizes.items() for field, step in knob.fields.items()}
-    axes = structure.axes.values()
-    return cost_of(Plan(layers, {a.name: tuple(range(counts[a.size])) for a in axes if a.size in counts}))
+    plan = Plan(layers)
+    axes = [axis for axis in structure.axes.values() if axis.size in counts and plan.has(axis)]
+    return Plan(layers, {axis.name: tuple(range(counts[axis.size])) for axis in axes})
+
+
+def _cost(structure: Structure, cost_of: Cost, sizes: Sizes) -> float:
+    return cost_of(plan_of(structure, sizes))
 
 
 def _within(structure: Structure, cost_of: Cost, sizes: Sizes, limit: float) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from stages.models.anatomy import Matrix
-from stages.models.checkpoint import IGNORED, sides
+from stages.models.checkpoint import IGNORED
 from stages.pruning.criterion import Context
 from stages.pruning.structure.axes import Structure
+from stages.pruning.structure.latency import head, latency
 from stages.pruning.structure.plan import Plan
 
 Cost = Callable[[Plan], float]
@@ -19,7 +19,7 @@ Cost = Callable[[Plan], float]
 def parameters(context: Context, structure: Structure) -> Cost:
     """Eligible weights that are left, which a level's sparsity is counted over whatever its method."""
     sizes = {name: matrix.weight.shape for name, matrix in context.matrices.items()}
-    return lambda plan: sum(_weights(name, size, structure, plan) for name, size in sizes.items())
+    return lambda plan: sum(plan.elements(name, size, structure) for name, size in sizes.items())
 
 
 def flops(context: Context, structure: Structure) -> Cost:
@@ -34,27 +34,18 @@ def flops(context: Context, structure: Structure) -> Cost:
     source, target = _lengths(context)
     decoded = target if model.config.is_encoder_decoder else source + target
     tokens = {name: source if _reads_source(matrix) else decoded for name, matrix in context.matrices.items()}
-    head = sides(model)[-1].get_output_embeddings().weight
+    tokens[head(model)] = target
     named = dict(model.named_parameters(remove_duplicate=False))
-    tokens[next(name for name, parameter in named.items() if parameter is head)] = target
     sizes = {name: named[name].shape for name in tokens}
-    return lambda plan: 2 * sum(tokens[name] * _weights(name, size, structure, plan) for name, size in sizes.items())
+    return lambda plan: 2 * sum(tokens[name] * plan.elements(name, size, structure) for name, size in sizes.items())
 
 
-BUDGETS: Mapping[str, Callable[[Context, Structure], Cost]] = {"parameters": parameters, "flops": flops}
+BUDGETS: Mapping[str, Callable[[Context, Structure], Cost]] = {
+    "parameters": parameters,
+    "flops": flops,
+    "latency": latency,
+}
 """By name in params `prune.structured.budget`."""
-
-
-def _weights(name: str, size: Sequence[int], structure: Structure, plan: Plan) -> int:
-    """Elements that a plan leaves of a tensor."""
-    placed = structure.placed(name)
-    if placed and placed[1] not in plan.layers[placed[0]]:
-        return 0
-    kept = [
-        len(plan.kept(structure.axes[d.axis])) * d.parts * d.width if d else whole
-        for d, whole in zip(structure.tensors[name], size, strict=True)
-    ]
-    return math.prod(kept)
 
 
 def _reads_source(matrix: Matrix) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,17 @@ class Plan:
     def has(self, axis: Axis) -> bool:
         """Whether an axis is there at all: not if its block is removed."""
         return axis.block is None or axis.block in self.layers[axis.side]
+
+    def elements(self, name: str, shape: Sequence[int], structure: Structure) -> int:
+        """How many elements are left of a tensor of that name and shape."""
+        placed = structure.placed(name)
+        if placed and placed[1] not in self.layers[placed[0]]:
+            return 0
+        kept = [
+            len(self.kept(structure.axes[d.axis])) * d.parts * d.width if d else whole
+            for d, whole in zip(structure.tensors[name], shape, strict=True)
+        ]
+        return math.prod(kept)
 
     def after(self, earlier: Plan, structure: Structure) -> Plan:
         """This plan, as seen by a model from which an earlier one has been removed.
