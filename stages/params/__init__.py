@@ -304,8 +304,6 @@ class Params(Section):
             return self
         if self.finetune.rewind == "weights":
             raise ValueError("method structured trains a smaller model each round: set finetune.rewind to none")
-        if self.finetune.distillation.hidden_weight:
-            raise ValueError("method structured leaves other blocks than the teacher has: set hidden_weight to 0")
         structured = self.prune.structured
         wrong = [s for s in self.sweep.sparsity if 0 < s <= structured.zeros]
         if structured.budget == "parameters" and wrong:

@@ -18,6 +18,7 @@ from stages.pruning.masks import check_held, keep_all
 from stages.pruning.structure.axes import describe
 from stages.pruning.structure.plan import Plan
 from stages.pruning.structure.removal import names_after, shrink
+from stages.pruning.structure.states import Counterparts, follow
 from stages.training.checkpoints import Checkpoints
 from stages.training.distillation import Teacher
 from stages.training.loop import Examples, Outcome, total_steps, train
@@ -113,11 +114,16 @@ def cut_and_train(
     eligible = anatomy.describe(generator.model).eligible
     names = {name: name for name in anatomy.describe(generator.model).matrices}
     outcomes: list[Outcome] = []
+    counterparts: Counterparts | None = None
     for index, part in enumerate(parts):
         plan = choose(generator, 1 - part.sparsity)
         renamed = names_after(describe(generator.model), plan)
         names = {dense: renamed[name] for dense, name in names.items() if name in renamed}
-        generator = shrink(generator, plan)
+        smaller = shrink(generator, plan, counterparts.factor if counterparts else 1.0)
+        counterparts = follow(generator, plan, counterparts)
+        if teacher:
+            teacher.follow(counterparts)
+        generator = smaller
         described = anatomy.describe(generator.model)
         masks = zeros(generator, names, part.progress) if zeros else keep_all(described.weights)
         held = [HoldMasks(described.weights, masks, {}, _as_they_are)] if zeros else []

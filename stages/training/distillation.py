@@ -3,15 +3,15 @@
     (1 - weight) * cross-entropy + weight * T^2 * KL(teacher || student) + hidden_weight * squared difference of states
 
 KL is of the next-token distributions at temperature T; T^2 keeps its gradient's size as T changes (Hinton, Vinyals and
-Dean 2015, Distilling the Knowledge in a Neural Network, section 2). Hidden states are compared block by block, which
-are as wide in the student as in the teacher (Jiao et al. 2020, TinyBERT, equation 8, without its projection). All three
-are means over the target tokens of an optimizer step; an encoder's states count as many times as their text has target
-tokens, each source token alike.
+Dean 2015, Distilling the Knowledge in a Neural Network, section 2). Hidden states are compared block by block, of a
+smaller student with the blocks and dimensions that it has kept of the teacher (`pruning.structure.states`; Jiao et al.
+2020, TinyBERT, equation 8, without its projection). All three are means over the target tokens of an optimizer step; an
+encoder's states count as many times as their text has target tokens, each source token alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.nn import functional
 from stages.models.checkpoint import IGNORED, Generator
 from stages.models.likelihood import aligned
 from stages.params import Distillation
+from stages.pruning.structure.states import Counterparts
 
 
 class Teacher:
@@ -32,6 +33,11 @@ class Teacher:
         self._model: Any = generator.model.eval()
         self._causal = generator.kind == "causal"
         self._settings = settings
+        self._counterparts: Counterparts | None = None
+
+    def follow(self, counterparts: Counterparts) -> None:
+        """Have a student that parts have been removed of."""
+        self._counterparts = counterparts
 
     def ask(self, batch: Mapping[str, Tensor], precision: AbstractContextManager[Any]) -> dict[str, Any]:
         """Compute and keep the teacher's answer.
@@ -77,7 +83,7 @@ class Teacher:
         return functional.kl_div(ours, theirs, log_target=True, reduction="sum")
 
     def _distance(self, outputs: Any, labels: Tensor) -> Tensor:
-        """Squared differences of the blocks' outputs: means over width and blocks."""
+        """Squared differences of the blocks' outputs: means over the student's width and blocks."""
         targets = labels != IGNORED
         if self._causal:
             # The state at position t predicts token t + 1.
@@ -88,6 +94,13 @@ class Teacher:
         distances = [
             ((ours.float() - theirs.float()).square().mean(dim=-1) * times).sum()
             for side, times in counted.items()
-            for ours, theirs in zip(outputs[side][1:], self._answer[side][1:], strict=True)
+            for ours, theirs in zip(outputs[side][1:], self._states(side), strict=True)
         ]
         return torch.stack(distances).mean()
+
+    def _states(self, name: str) -> Sequence[Tensor]:
+        """The outputs that the student's blocks are to be like, of those with that name in the answer."""
+        states: Sequence[Tensor] = self._answer[name][1:]
+        if self._counterparts is None:
+            return states
+        return self._counterparts.of("encoder" if name.startswith("encoder") else "decoder", states)

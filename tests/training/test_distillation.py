@@ -12,6 +12,7 @@ import pytest
 import torch
 from shared import SMALL, SOURCES, TARGETS
 
+from stages.pruning.structure.states import Counterparts
 from stages.training.distillation import Teacher
 from stages.training.loop import train
 
@@ -61,6 +62,29 @@ def test_distance_by_hand(settings):
     loss = teacher.loss(torch.tensor(0.0), states(**ours), labels)
     # Three blocks: (1/2 + 2 + 9/2) * 2/3 of the encoder, 0 and 2 + 8 of the decoder.
     assert float(loss) == pytest.approx(3.0 * (7 * 2 / 3 + 0 + 10) / 3)
+
+
+def test_a_smaller_student_by_hand(settings):
+    """Two of three decoder blocks and two of three dimensions: the first is block 1, the last is like the last."""
+    answer = states(
+        encoder_hidden_states=[torch.zeros(1, 1, 3), torch.tensor([[[1.0, 2.0, 3.0]]])],
+        decoder_hidden_states=[torch.full((1, 1, 3), 50.0 * i) + torch.tensor([1.0, 2.0, 3.0]) for i in range(4)],
+    )
+    student = states(
+        encoder_hidden_states=[torch.zeros(1, 1, 2), torch.tensor([[[1.0, 5.0]]])],  # 0 and 2 away from (1, 3)
+        decoder_hidden_states=[
+            torch.zeros(1, 1, 2),
+            torch.tensor([[[102.0, 106.0]]]),  # 0 and 3 away from block 1's (102, 103)
+            torch.tensor([[[77.0, 76.5]]]),  # 1 and 0 away from half of block 2's (152, 153)
+        ],
+    )
+    labels = torch.tensor([[4]])
+    batch = {"labels": labels, "attention_mask": torch.ones(1, 1)}
+    teacher = asked(answer, knobs(settings, hidden_weight=1.0), "seq2seq", batch)
+    sides = {"encoder": (0, 2), "decoder": (1, 2)}
+    teacher.follow(Counterparts({"encoder": (0,), "decoder": (1, 1)}, sides, factor=0.5))
+    loss = teacher.loss(torch.tensor(0.0), student, labels)
+    assert float(loss) == pytest.approx((4 / 2 + 9 / 2 + 1 / 2) / 3)
 
 
 def test_a_causal_state_counts_where_it_predicts_a_target(settings):

@@ -144,7 +144,7 @@ def test_train_ends_with_the_best_weights_of_before_it_was_killed(project, monke
         ("sparsegpt-0.6", {"schedule": "rounds", "rewind": "weights"}),
         ("random-0.6", {"schedule": "one_shot", "distillation": {"weight": 0.5, "hidden_weight": 0.5}}),
         ("magnitude-0.6", {"schedule": "one_shot", "lora": {"rank": 2}}),
-        ("structured-0.4", {"schedule": "rounds", "rounds": 2}),
+        ("structured-0.4", {"schedule": "rounds", "rounds": 2, "distillation": {"hidden_weight": 0.5}}),
         ("dense", {"schedule": "cubic", "bucket_by_length": False}),
     ],
 )

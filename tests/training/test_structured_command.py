@@ -19,6 +19,7 @@ from stages.pruning.masks import check_fits, check_held
 from stages.pruning.structure.axes import describe
 from stages.pruning.structure.plan import PLAN_FILE, Plan
 from stages.pruning.structure.removal import remove
+from stages.training.distillation import Teacher
 
 KEY = "structured-0.4"
 
@@ -135,3 +136,35 @@ def test_a_pattern_of_layers_that_matches_nothing(project, capsys):
     with pytest.raises(SystemExit):
         prune.main([KEY])
     assert "prune.layers: encoder.blocks.* matches no eligible matrix" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("family", "schedule", "share"), [("bert", "rounds", 0.95), ("t5", "one_shot", 0.8), ("gpt2", "one_shot", 0.8)]
+)
+def test_a_smaller_level_learns_hidden_states(family, schedule, share, project, monkeypatch):
+    """Of the dense baseline, those of what it is left: it starts from its share of them, and comes nearer."""
+    distances = []
+    distance = Teacher._distance
+
+    def recorded(*args):
+        found = distance(*args)
+        distances.append(float(found.detach()))
+        return found
+
+    monkeypatch.setattr(Teacher, "_distance", recorded)
+    project(
+        family,
+        prune={"structured": {"width": 0.5, "allocation": "uniform"}},
+        finetune={
+            "schedule": schedule,
+            "rounds": 2,
+            "epochs": 10.0,
+            "bucket_by_length": False,
+            "distillation": {"weight": 0.0, "temperature": 1.0, "hidden_weight": 50.0},
+        },
+    )
+    prune.main([KEY])
+    finetune.main([KEY])
+    start = len(distances) // 2 if schedule == "rounds" else 0  # of the round that has the level's size
+    before, after = sum(distances[start : start + 3]), sum(distances[-3:])
+    assert after < share * before

@@ -24,20 +24,26 @@ PER_LAYER = ("layer_types",)
 """Config fields with an item for each layer."""
 
 
-def shrink(generator: Generator, plan: Plan) -> Generator:
-    """A generator with what the plan keeps; tokenizer and limits are the same.
+def shrink(generator: Generator, plan: Plan, factor: float = 1.0) -> Generator:
+    """A generator with what the plan keeps; tokenizer and limits are the same. See `remove`.
 
     Raises:
         UserError: the plan is not of this model, or its family cannot do without a part.
     """
-    model = remove(generator.model, plan)
+    model = remove(generator.model, plan, factor)
     return Generator(model, generator.tokenizer, generator.max_source_tokens, generator.max_target_tokens)
 
 
-def remove(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+def remove(model: PreTrainedModel, plan: Plan, factor: float = 1.0) -> PreTrainedModel:
     """A model with what the plan keeps of another: same class, device and weights, in evaluation mode.
 
     Its logits are those of the other with the rest masked (`masking.masked`).
+
+    Args:
+        model: the other.
+        plan: what is kept of it.
+        factor: what earlier removals have multiplied its last state by (`state_factor`). Where that is in the norm of
+            the last block, and this goes, the new last block gets it.
 
     Raises:
         UserError: the plan is not of this model, or its family cannot do without a part.
@@ -45,13 +51,13 @@ def remove(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     structure = describe(model)
     plan.check(structure)
     config = _config(model.config, structure, plan)
-    factors = _factors(model.config, structure, plan)
+    factors = _factors(model.config, structure, plan, factor)
     state = {}
     for name, tensor in model.state_dict().items():
         if (renamed := _renamed(name, structure, plan)) is not None:
-            factor = next((f for pattern, f in factors.items() if re.fullmatch(pattern, name)), 1.0)
+            times = next((f for pattern, f in factors.items() if re.fullmatch(pattern, name)), 1.0)
             cut = _cut(tensor, structure.tensors[name], structure, plan)
-            state[renamed] = cut if factor == 1 else cut * factor
+            state[renamed] = cut if times == 1 else cut * times
     with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced
         smaller: Any = type(model)(config)
     smaller.load_state_dict(state, strict=True)
@@ -65,6 +71,12 @@ def names_after(structure: Structure, plan: Plan) -> dict[str, str]:
     """Names of the tensors that are left: before removal, and after it."""
     renamed = {name: _renamed(name, structure, plan) for name in structure.tensors}
     return {before: after for before, after in renamed.items() if after is not None}
+
+
+def state_factor(model: PreTrainedModel, plan: Plan) -> float:
+    """What `remove` multiplies the last hidden state of the decoder by, beside what it leaves out of it."""
+    factors = _factors(model.config, describe(model), plan)
+    return next((factor for pattern, factor in factors.items() if "norm" in pattern), 1.0)
 
 
 def _cut(tensor: Tensor, dimensions: tuple[Dimension | None, ...], structure: Structure, plan: Plan) -> Tensor:
@@ -120,15 +132,18 @@ def _head_size(config: Any, structure: Structure, family: Any) -> int:
     return getattr(config, family.free_heads, None) or structure.width("decoder").units // heads
 
 
-def _factors(config: Any, structure: Structure, plan: Plan) -> dict[str, float]:
+def _factors(config: Any, structure: Structure, plan: Plan, earlier: float = 1.0) -> dict[str, float]:
     width = structure.width("decoder")
     ratio = len(plan.kept(width)) / width.units
-    if ratio == 1:
-        return {}
     stack, last = structure.stacks["decoder"], plan.layers["decoder"][-1]
     inside = f"{stack.prefix}.{last}.final_layer_norm"
     outside = "model.decoder.layer_norm"
-    return rescaled(config, ratio, outside if f"{outside}.weight" in structure.tensors else inside)
+    norm = outside if f"{outside}.weight" in structure.tensors else inside
+    factors = {} if ratio == 1 else rescaled(config, ratio, norm)
+    if earlier != 1 and norm == inside and last < stack.blocks - 1:
+        own = rf"{norm}\.(weight|bias)"
+        factors[own] = factors.get(own, 1.0) * earlier
+    return factors
 
 
 def _check_tied(old: Any, new: Any) -> None:

@@ -14,6 +14,7 @@ from shared import SMALL, SOURCES, TARGETS
 from stages.errors import UserError
 from stages.models import checkpoint
 from stages.models.checkpoint import Generator
+from stages.pruning.structure import states
 from stages.pruning.structure.axes import describe
 from stages.pruning.structure.masking import masked
 from stages.pruning.structure.plan import Plan, whole
@@ -135,6 +136,40 @@ def test_logits_are_those_of_the_masked_model(family, kinds, made):
     assert torch.equal(logits(generator), before)
     parameters = [sum(p.numel() for p in model.parameters()) for model in (smaller.model, generator.model)]
     assert parameters[0] < parameters[1]
+
+
+@pytest.mark.parametrize("last_goes", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_have_their_counterparts_in_the_masked_model(family, last_goes, made):
+    """Block by block, also after two removals; a block that is skipped hands on what the one before it gave out."""
+    generator = made(family)
+    kinds = ("neurons",) if family in WIDTH_LOCKED else ("neurons", "width", "heads")
+    first = plan_of(generator.model, *(kinds if family in FREE_HEADS else kinds[:2]))
+    layers = {side: kept[:-1] if last_goes else kept[1:] for side, kept in first.layers.items()}
+    both = Plan(
+        layers, {n: kept for n, kept in first.units.items() if Plan(layers).has(describe(generator.model).axes[n])}
+    )
+    counterparts = states.follow(generator, first)
+    narrower = shrink(generator, first)
+    smaller = shrink(narrower, Plan(layers), counterparts.factor)
+    counterparts = states.follow(narrower, Plan(layers), counterparts)
+
+    batch = generator.collate(generator.encode(SOURCES, TARGETS))
+
+    def outputs(model):
+        with torch.no_grad():
+            return model(**batch, use_cache=False, output_hidden_states=True)
+
+    ours = outputs(smaller.model)
+    with masked(generator.model, both):
+        theirs = outputs(generator.model)
+    torch.testing.assert_close(ours.logits, theirs.logits, atol=2e-5, rtol=1e-5)
+    names = {"decoder": "hidden_states"} if generator.kind == "causal" else {s: f"{s}_hidden_states" for s in layers}
+    for side, name in names.items():
+        wanted = counterparts.of(side, theirs[name][1:])
+        assert len(wanted) == len(layers[side]) == len(ours[name]) - 1
+        for mine, their in zip(ours[name][1:], wanted, strict=True):
+            torch.testing.assert_close(mine, their, atol=2e-5, rtol=1e-5)
 
 
 RELOAD = """
