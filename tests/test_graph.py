@@ -101,6 +101,7 @@ def test_arrows_point_one_way():
         "evaluation": {"models"},
         "tracking": set(),
         "runtimes": {"models"},
+        "registry": {"models", "evaluation", "tracking"},
         "cluster": {"text"},
     }
     scripts = {f"stages.{file.stem}" for file in (ROOT / "stages").glob("*.py")} - {

@@ -64,10 +64,10 @@ def side_by_side(files: Mapping[str, Path], language: str, count: int) -> str:
         "those it does worst (in brackets the ROUGE-L of its output).",
     ]
     for place, i in enumerate(spread(scores, count), start=1):
-        lines += ["", f"## {place}. {_escape(sources[i])} ({scores[i]:.0f})", "", "| | text |", "|:--|:--|"]
+        lines += ["", f"## {place}. {escape(sources[i])} ({scores[i]:.0f})", "", "| | text |", "|:--|:--|"]
         several = f" (1 of {len(references[i])})" if len(references[i]) > 1 else ""
-        lines.append(f"| reference{several} | {_escape(references[i][0])} |")
-        lines += [f"| {key} | {_escape(texts[i]) or '*(empty)*'} |" for key, texts in outputs.items()]
+        lines.append(f"| reference{several} | {escape(references[i][0])} |")
+        lines += [f"| {key} | {escape(texts[i]) or '*(empty)*'} |" for key, texts in outputs.items()]
     return "\n".join([*lines, ""])
 
 
@@ -81,6 +81,6 @@ def spread(scores: Sequence[float], count: int) -> list[int]:
     return [ranking[(2 * i + 1) * len(ranking) // (2 * taken)] for i in range(taken)]
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text on one line that Markdown shows as it is, also in a table cell."""
     return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,287 @@
+"""The model card of a finished level: nothing in it but what dvc.lock, metrics files and git say.
+
+Metadata is Hugging Face's (https://huggingface.co/docs/hub/model-cards), so that a hub, or `huggingface_hub`, reads it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import stages
+from stages import layout
+from stages.evaluation.comparison import NAMES, difference, number, percent, reference_lines, with_interval
+from stages.evaluation.samples import escape
+from stages.registry import metadata
+from stages.registry.level import Finished, target
+from stages.registry.metadata import CHECKPOINTS, licence, title
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+LANGUAGES = {"en": "English", "zh": "Chinese"}
+EXAMPLES = 3
+LAYERS = (
+    ("encoder_layers",),
+    ("num_hidden_layers", "n_layer", "num_layers"),
+    ("decoder_layers", "num_decoder_layers"),
+)
+"""What configs call their numbers of layers: of an encoder, of either or of the only stack, of a decoder."""
+GENERAL = ("prune.scope", "prune.pattern", "prune.allocation")
+TUNING = ("finetune.schedule", "finetune.learning_rate", "finetune.distillation.weight", "finetune.lora.rank")
+TIMES = {"latency_ms_p50": ".1f", "latency_ms_p90": ".1f", "latency_ratio": ".2f", "tokens_per_second": ",.0f"}
+"""How timings are written, in the order of the table."""
+
+
+def make(finished: Finished) -> ModelCard:
+    """The card of a level: `content` is all of it, `text` is it without metadata.
+
+    Raises:
+        UserError: a file that it is made from is missing, or is not the one that dvc.lock has.
+    """
+    from huggingface_hub import ModelCard
+
+    return ModelCard(f"---\n{metadata.describe(finished).to_yaml()}\n---\n\n{_text(finished)}")
+
+
+def untitled(card: ModelCard) -> str:
+    """The text of a card without its title, so that it begins with a sentence: what lists show of a description."""
+    return card.text.strip().partition("\n\n")[2]
+
+
+def _text(finished: Finished) -> str:
+    sections = (_summary, _use, _data, _method, _results, _speed, _limits, _reproduce)
+    return "\n\n".join("\n".join(section(finished)) for section in sections) + "\n"
+
+
+def _summary(finished: Finished) -> Iterable[str]:
+    level, figures = finished.level, finished.figures
+    yield f"# {title(finished)}"
+    yield ""
+    made = f"A generator of {_language(finished)} text ({_architecture(finished)})"
+    if level is None:
+        yield f"{made}, not pruned: the {'trained baseline' if finished.key == layout.BASELINE else 'dense control'}."
+    else:
+        how = "removed" if finished.is_smaller else "set to zero"
+        yield f"{made}, {percent(level.sparsity)} of whose eligible weights were {how} by `{level.method}`."
+    before = finished.baseline_parameters
+    yield (
+        f"{figures['parameters']:,} parameters, {figures['nonzero_parameters']:,} of them not zero; before pruning "
+        f"{before:,}. Level `{finished.key}` of revision `{finished.revision.identity[:7]}`."
+    )
+
+
+def _use(finished: Finished) -> Iterable[str]:
+    values = finished.params
+    kind = finished.config["architectures"][0]
+    example, *_ = finished.inputs(1)
+    options = ", ".join(f"{name}={value!r}" for name, value in finished.decoding.items())
+    cut = f"truncation=True, max_length={values['model.max_source_tokens']}"
+    yield "## Use"
+    yield ""
+    task = f"given `{values['data.source']}`, write `{values['data.target']}`"
+    yield f"Made for one task, and measured on no other: {task}."
+    yield ""
+    yield "```python"
+    yield f"from transformers import AutoTokenizer, {kind}"
+    yield ""
+    yield f'model = {kind}.from_pretrained(".")'
+    yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
+    if finished.config.get("is_encoder_decoder"):
+        yield f'inputs = tokenizer({example!r}, {cut}, return_tensors="pt")'
+        yield "inputs.pop('token_type_ids', None)"
+        start = ""
+    else:
+        yield f'inputs = tokenizer({example!r} + "\\n", {cut}, return_tensors="pt")'
+        start = '[inputs["input_ids"].shape[1] :]'
+    yield f"output = model.generate(**inputs, {options})"
+    yield f"print(tokenizer.decode(output[0]{start}, skip_special_tokens=True))"
+    yield "```"
+    yield ""
+    yield "The first of the test split, as it answered them:"
+    yield ""
+    rows = [tuple(map(escape, pair)) for pair in zip(*finished.answers(EXAMPLES), strict=True)]
+    yield from _table([values["data.source"], "output"], rows)
+
+
+def _data(finished: Finished) -> Iterable[str]:
+    values, counts = finished.params, finished.cleaned
+    path = values["data.path"]
+    if values.get("data.hub"):
+        source, terms = f"`{values['data.hub']}` on the Hugging Face hub", "as its page there says"
+    else:
+        md5 = finished.entries["clean"].deps.get(path, "")
+        source, terms = f"`{path}`" + f" (md5 `{md5}`)" * bool(md5), licence(finished.pipeline.root, Path(path))
+    yield "## Data"
+    yield ""
+    rows = [
+        ("source", source),
+        ("licence", terms),
+        ("language", _language(finished)),
+        ("rows", f"{counts['rows_kept']:,} of {counts['rows_read']:,}, after cleaning"),
+    ]
+    for split in ("train", "validation", "test"):
+        rows.append((split, f"{counts[f'{split}_rows']:,} rows, {counts[f'{split}_inputs']:,} distinct inputs"))
+    yield from _table(["", ""], rows)
+    yield ""
+    yield "No input is in two splits. Nothing was chosen by the test split."
+
+
+def _method(finished: Finished) -> Iterable[str]:
+    values, figures, level = finished.params, finished.figures, finished.level
+    origin = ", ".join(f"`{values[name]}`" for name in CHECKPOINTS if values.get(name))
+    yield "## Training and pruning"
+    yield ""
+    epochs, seed = values["train.epochs"], values["runtime.seed"]
+    yield f"- Trained from {origin or 'random weights'}, {epochs:g} epochs at most, seed {seed}."
+    if level is not None:
+        gone = "removed or zero" if finished.is_smaller else "zero"
+        counts = f"{100 * figures['sparsity']:.4f} % {gone}, of {figures['eligible_parameters']:,} eligible weights"
+        yield f"- {_formula(level.method)} (`stages/pruning/criteria/{level.method}.py`)"
+        yield f"- Sparsity: {percent(level.sparsity)} asked, {counts}."
+        yield f"- {_knobs(values, f'prune.{level.method}', *(() if finished.is_smaller else GENERAL))}"
+    if finished.key != layout.BASELINE:
+        held = "" if level is None or finished.is_smaller else ", what is pruned staying zero"
+        yield f"- Fine-tuned {values['finetune.epochs']:g} epochs{held}. {_knobs(values, *TUNING)}"
+
+
+def _results(finished: Finished) -> Iterable[str]:
+    rows = {finished.key: finished.figures}
+    rows |= {key: figures for key, figures in finished.controls.items() if key not in rows}
+    scores = [name for name in NAMES if name in finished.figures]
+    first = scores[0]
+    header = ["", *(NAMES[name] for name in scores), f"Δ {NAMES[first]}", "p", "parameters", "not zero", "MB"]
+    lines = []
+    for key, figures in rows.items():
+        cells = [f"**{key}**" if key == finished.key else key, *(with_interval(figures, name) for name in scores)]
+        sizes = (f"{figures['parameters']:,}", f"{figures['nonzero_parameters']:,}")
+        lines.append([*cells, *difference(figures, first), *sizes, f"{figures['compressed_bytes'] / 1e6:.2f}"])
+    for line in reference_lines(finished.references):
+        lines.append([line["key"], *("" if line[n] is None else number(line[n], n) for n in scores), *[""] * 5])
+    yield "## Results on the test split"
+    yield ""
+    yield from _table(header, lines)
+    yield ""
+    inputs, share = finished.cleaned["test_inputs"], finished.evaluation.get("confidence", 0)
+    yield (
+        f"{inputs:,} inputs, {finished.cleaned['test_rows']:,} references. In brackets {share:.0%} bootstrap intervals "
+        "over test inputs; Δ and p: against dense, which was fine-tuned for as many steps, by paired bootstrap. "
+        "MB: weights, compressed by zstd. Copy floor: the target of the most similar training input. Human line: each "
+        "reference against the others."
+    )
+    yield ""
+    yield from (f"- {NAMES.get(name, name)}: `{how}`" for name, how in finished.signatures.items())
+
+
+def _speed(finished: Finished) -> Iterable[str]:
+    here = {key: finished.timings(key) for key in dict.fromkeys((finished.key, layout.DENSE))}
+    rows = [
+        (key, *(f"{taken[name]:{form}}" for name, form in TIMES.items()))
+        for key, taken in here.items()
+        if all(name in taken for name in TIMES)
+    ]
+    yield "## Speed"
+    yield ""
+    if not rows:
+        yield "Not measured here."
+        return
+    yield from _table(
+        ["", "ms a text, median", "90 %", "time a token, over baseline", "tokens a second, batched"], rows
+    )
+    yield ""
+    on = here[finished.key] or here[layout.DENSE]
+    where = {name: on[name] for name in ("device", "torch", "precision", "threads") if name in on}
+    yield f"In PyTorch; {', '.join(f'{name} {value}' for name, value in where.items()) or 'where, is not recorded'}."
+    if finished.level is not None and not finished.is_smaller:
+        yield "Zeros in a dense matrix make a model compressible, not faster."
+
+
+def _limits(finished: Finished) -> Iterable[str]:
+    values, figures = finished.params, finished.figures
+    yield "## Limits"
+    yield ""
+    yield (
+        f"- Inputs are cut at {values['model.max_source_tokens']} tokens, outputs end at "
+        f"{values['model.max_target_tokens']}."
+    )
+    if (rate := figures.get("slot_error_rate")) is not None:
+        yield f"- Slot errors on test: {rate:.3f}, placeholders left out or added over those of the closest reference."
+    floor = finished.references.get("copy_bleu")
+    if floor is not None and figures["bleu"] < floor:
+        bleu = f"{figures['bleu']:.1f} against {floor:.1f} BLEU"
+        yield f"- It is below the copy floor ({bleu}): it has not learnt the task."
+    yield "- One seed: intervals are over test inputs, not over trainings."
+    yield "- Nothing here measures truth, bias, safety, or any other data."
+
+
+def _reproduce(finished: Finished) -> Iterable[str]:
+    yield "## Reproduce"
+    yield ""
+    commit = finished.commit
+    if finished.uncommitted:
+        names = ", ".join(f"`{name}`" for name in finished.uncommitted[:5])
+        more = f" and {len(finished.uncommitted) - 5} more" * (len(finished.uncommitted) > 5)
+        yield f"**Made with uncommitted changes** ({names}{more}); the last commit before them is below."
+        yield ""
+    if not commit:
+        yield "Made outside git: there is no commit to name."
+        yield ""
+    yield "```"
+    if commit:
+        yield f"git checkout {commit}"
+    yield f"dvc repro {target(finished.key)}"
+    yield f"python -m stages.verify {finished.key}    # again from its inputs, compared bit by bit"
+    yield "```"
+    yield ""
+    yield f"dvc.lock has it as `{finished.checkpoint_md5}`. Versions of all packages: `constraints.txt`."
+
+
+def _architecture(finished: Finished) -> str:
+    """As in `bert2bert, 2 + 2 layers of width 128`, where encoder and decoder have one each."""
+    config = finished.config
+    parts = [config["encoder"], config["decoder"]] if config["model_type"] == "encoder-decoder" else [config]
+    groups = LAYERS if len(parts) == 1 else LAYERS[1:2]
+    counts = [_first(part, *names) for part in parts for names in groups]
+    if "encoder_layers" in config:  # BART's second name for it
+        del counts[1]
+    layers = " + ".join(str(count) for count in counts if count is not None)
+    widths = dict.fromkeys(_first(part, "hidden_size", "d_model", "n_embd") for part in parts)
+    kinds = "2".join(part["model_type"] for part in parts)
+    return f"{kinds}, {layers} layers of width {' and '.join(map(str, widths))}"
+
+
+def _first(config: Mapping[str, Any], *names: str) -> Any:
+    """The value of the first name that is there."""
+    return next((config[name] for name in names if config.get(name) is not None), None)
+
+
+def _formula(method: str) -> str:
+    """First paragraph of what a criterion's module says of itself."""
+    file = Path(stages.__file__).parent / "pruning" / "criteria" / f"{method}.py"
+    documentation = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or method
+    return " ".join(documentation.split("\n\n")[0].split())
+
+
+def _knobs(values: Mapping[str, Any], *sections: str) -> str:
+    """What params say under some names, as in `prune.scope`: global."""
+    found = {
+        name: value
+        for section in sections
+        for name, value in values.items()
+        if name == section or name.startswith(f"{section}.")
+    }
+    return "; ".join(f"`{name}`: {value}" for name, value in found.items() if value != {}) + "." * bool(found)
+
+
+def _language(finished: Finished) -> str:
+    code = finished.params["data.language"]
+    return LANGUAGES.get(code, code)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterable[str]:
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + ":--|" * len(header)
+    for row in rows:
+        yield "| " + " | ".join(str(cell) for cell in row) + " |"
