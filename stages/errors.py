@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ INTERRUPTED = 130
 CANNOT_WRITE = (
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
     errno.EROFS,
     errno.EACCES,
     errno.EEXIST,
@@ -22,7 +24,7 @@ CANNOT_WRITE = (
     errno.EISDIR,
     errno.ENAMETOOLONG,
 )
-"""Of an `OSError`: the place that was named cannot be written, which is no bug of ours."""
+"""Of an error of the system: the place that was named cannot be written, which is no bug of ours."""
 GO_ON = "interrupted: finished stages are kept; run the same command to go on"
 
 
@@ -57,12 +59,21 @@ def command(main: Callable[..., None], *, interrupted: str = GO_ON) -> Callable[
             # The reader of our standard output went away (`| head`); that is not an error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
-        except OSError as error:
-            if error.errno not in CANNOT_WRITE:
+        except Exception as error:
+            why = _number(error)
+            if why not in CANNOT_WRITE:
                 raise
-            _stop(f"error: cannot write {error.filename or 'output'}: {error.strerror}", 1)
+            _stop(f"error: cannot write {getattr(error, 'filename', None) or 'output'}: {os.strerror(why)}", 1)
 
     return run
+
+
+def _number(error: Exception) -> int:
+    """The system's number of an error, 0 if it has none; libraries in Rust, as safetensors, have it in their text."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else 0
 
 
 def _stop(message: str, status: int) -> None:

@@ -15,6 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+TRIAL = f".{'?' * 22}.tmp"
+"""How DVC calls a temporary file."""
+
 
 @contextmanager
 def outputs_kept() -> Iterator[None]:
@@ -40,8 +43,19 @@ def _check_out(name: str, root: str) -> None:
         for stage in repo.stage.collect(name):
             for out in stage.outs:
                 if out.hash_info:
-                    with suppress(Exception):
+                    with suppress(Exception), _tidy(Path(out.fs_path).parent):
                         out.checkout(force=True) if out.use_cache else _check_out_tracked(out)
+
+
+@contextmanager
+def _tidy(folder: Path) -> Iterator[None]:
+    """Remove what DVC tries links with, and leaves where the disk is full."""
+    before = set(folder.glob(TRIAL))
+    try:
+        yield
+    finally:
+        for left in set(folder.glob(TRIAL)) - before:
+            left.unlink(missing_ok=True)
 
 
 def _check_out_tracked(out: Any) -> None:

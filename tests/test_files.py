@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from stages.errors import UserError, command
 from stages.files import digest, read_json, replacing, write_json
@@ -53,6 +54,7 @@ def test_json_that_cannot_be_read(tmp_path):
         (UserError("file x: do y"), 1, "error: file x: do y\n"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(errno.ENOSPC, "No space left on device", "big.bin"), 1, "cannot write big.bin: No space left"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), 1, "cannot write output: No space left"),
     ],
 )
 def test_commands_end_in_one_line(error, status, message, capsys):

@@ -3,7 +3,7 @@
     python -m chaos                          # all: fault, times, survived, lost
     python -m chaos disks tracking           # some families
     python -m chaos --only 'read-only'       # the faults whose name holds a text
-    python -m chaos --report                 # and put the table into docs/faults.md
+    python -m chaos --report                 # and put the latest row of each fault into docs/faults.md
 
 It works on copies of a small project in a temporary folder, in a mount namespace of its own, so that nothing it mounts
 outlives it. Exit status 1 if anything was lost.
@@ -21,10 +21,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks import rows
 from chaos import ground, report
-from chaos.faults import Fault, Result, Skipped, tried
+from chaos.faults import Fault, Result, Row, Skipped, tried
 
 FAMILIES = ("kills", "disks", "damage", "trackers", "remotes", "meanwhile")
+CSV = Path(".scratch/chaos.csv")
 INSIDE = "ESPALIER_CHAOS_NAMESPACE"
 
 
@@ -45,13 +47,12 @@ def main() -> None:
             console.print(f"{family}: {fault.name} …", highlight=False)
             try:
                 results.append(tried(family, fault, undisturbed, scratch))
+                rows.append(args.csv, results[-1].row)
             except Skipped as why:
                 console.print(f"    not tried here: {why}", markup=False, highlight=False)
     report.show(results, Console())
-    if args.csv:
-        report.write(args.csv, results)
     if args.report:
-        report.rewrite(report.PAGE, results)
+        report.rewrite(report.PAGE, rows.read(args.csv, Row))
     sys.exit(any(result.row.lost for result in results))
 
 
@@ -61,8 +62,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", action="append", help="faults whose name holds this; may be repeated")
     parser.add_argument("--seed", type=int, default=0, help="of what is random")
     parser.add_argument("--finished", type=Path, help="a small project whose pipeline ran, to save that")
-    parser.add_argument("--csv", type=Path, help="write the rows to this file")
-    parser.add_argument("--report", action="store_true", help=f"put the table into {report.PAGE}")
+    parser.add_argument("--csv", type=Path, default=CSV, help="add the rows to this file")
+    parser.add_argument("--report", action="store_true", help=f"put the latest row of each fault into {report.PAGE}")
     return parser.parse_args()
 
 

@@ -30,6 +30,7 @@ class Full:
                 run.until(RUNNING)
                 disk.fill()
                 yield run.wait()
+            ground.run("dvc", "checkout", "--force")  # what docs/faults.md says to do
 
     def expect(self, ended: Ended | None) -> Iterator[str]:
         """It is said."""
@@ -40,8 +41,9 @@ class FullCache(Full):
     """What a stage made cannot be kept."""
 
     def inject(self, ground: Ground) -> Iterator[Ended | None]:
-        """Fill the disk of a cache that has nothing yet, as of a clone that did not pull."""
-        ground.empty_cache()
+        """Fill the disk of a cache that lacks what the stages make."""
+        for stage in self.stages:
+            ground.forget(stage)
         yield from super().inject(ground)
 
 
@@ -98,8 +100,9 @@ class ReadOnlyCache(ReadOnly):
     """What a stage made cannot be kept."""
 
     def inject(self, ground: Ground) -> Iterator[Ended | None]:
-        """Run each stage with a cache that has nothing yet."""
-        ground.empty_cache()
+        """Run each stage with a cache that lacks what it makes."""
+        for stage in self.stages:
+            ground.forget(stage)
         yield from super().inject(ground)
 
 
@@ -112,7 +115,7 @@ def faults(seed: int) -> list[Fault]:
         Full("disk full: table and pictures", "outputs/compare", ("compare",)),
         Full("disk full: safetensors of a model", "outputs/models", ("train", "finetune@l1-0.6")),
         Full("disk full: masks", "outputs/models/pruned", ("prune@magnitude-0.6", "prune@l1-0.6")),
-        FullCheckpoints("disk full: checkpoints of a training", ".scratch", ("train",)),
+        FullCheckpoints("disk full: checkpoints of a training", ".scratch/checkpoints", ("train",)),
         FullCache("disk full: DVC's cache", ".dvc/cache", ("clean",)),
         FullDatabase(),
         ReadOnly("read-only outputs", "outputs", ("clean", "prune@magnitude-0.6")),

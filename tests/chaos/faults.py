@@ -43,7 +43,7 @@ class Row:
     times: int
     survived: int
     lost: int
-    seconds: float
+    seconds: int
     how: str
 
 
@@ -75,7 +75,8 @@ def tried(family: str, fault: Fault, undisturbed: Ground, scratch: Path) -> Resu
             losses.append(str(error))
         losses += _not_recovered(ground)
     lost = min(len(losses), times)
-    return Result(Row(family, fault.name, times, times - lost, lost, time.monotonic() - began, fault.how), (*losses,))
+    seconds = round(time.monotonic() - began)
+    return Result(Row(family, fault.name, times, times - lost, lost, seconds, fault.how), (*losses,))
 
 
 def error_of_one_line(ended: Ended | None, *wanted: str) -> Iterator[str]:

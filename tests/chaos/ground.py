@@ -85,16 +85,17 @@ class Ground(small.Project):
         """sha256 of a file of the project."""
         return sha256(self.root / path)
 
-    def empty_cache(self) -> None:
-        """As a clone that did not pull, with all outputs all the same."""
-        self.cached.clear()
-        shutil.rmtree(self.root / CACHE)
-        (self.root / CACHE).mkdir()
+    def forget(self, stage: str) -> None:
+        """Take what a stage made out of DVC's cache: as a clone that did not pull that."""
+        outs = YAML(typ="safe").load(self.root / "dvc.lock")["stages"][stage]["outs"]
+        for md5 in {out["md5"] for out in outs}:
+            (self.root / CACHE / "files/md5" / md5[:2] / md5[2:]).unlink(missing_ok=True)
+            self.cached.discard(md5)
 
     def empty(self) -> None:
         """As a clone that has made nothing yet."""
-        self.empty_cache()
-        for path in ("outputs", ".scratch", ".dvc/tmp"):
+        self.cached.clear()
+        for path in ("outputs", ".scratch", ".dvc/cache", ".dvc/tmp"):
             shutil.rmtree(self.root / path, ignore_errors=True)
         for path in ("dvc.lock", "mlflow.db"):
             (self.root / path).unlink(missing_ok=True)

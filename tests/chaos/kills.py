@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from chaos.faults import Fault
-from chaos.ground import RUNNING, Ended, Ground, Started
+from chaos.ground import FORCE, RUNNING, Ended, Ground, Started
 
 MORE = 6
 """Kills beside one in every stage."""
@@ -37,7 +37,7 @@ class Kills:
 
     seed: int
     stages: tuple[str, ...] = ()
-    """Only these; none: all."""
+    """Only these, made anew where all is finished; none: all, from nothing."""
     name: str = "SIGKILL at a random moment of every stage, of dvc and all or of the stage alone"
     how: str = "real; moments and victims drawn by a seed"
 
@@ -46,7 +46,7 @@ class Kills:
         if not self.stages:
             ground.empty()
         for kill in planned(self.seed, ground, self.stages):
-            if ended := struck(ground, kill):
+            if ended := struck(ground, kill, FORCE if self.stages else ("dvc", "repro")):
                 yield ended
 
     def expect(self, ended: Ended | None) -> Iterator[str]:
@@ -66,9 +66,9 @@ def planned(seed: int, ground: Ground, only: tuple[str, ...]) -> list[Kill]:
     return [Kill(stage, draw.uniform(0.05, 1.15), draw.choice(TARGETS)) for stage in sorted(chosen, key=stages.index)]
 
 
-def struck(ground: Ground, kill: Kill) -> Ended | None:
+def struck(ground: Ground, kill: Kill, command: tuple[str, ...]) -> Ended | None:
     """Run the pipeline up to the moment, and kill; None if it was over by then."""
-    run = ground.start("dvc", "repro", kill.stage)
+    run = ground.start(*command, kill.stage)
     if not run.until(f"{RUNNING}{kill.stage}'"):
         return None
     if not run.running(kill.share * ground.seconds[kill.stage]):
@@ -95,4 +95,5 @@ def stage_process(run: Started, root: Path) -> int | None:
 
 def faults(seed: int) -> list[Fault]:
     """All of this family."""
-    return [Kills(seed)]
+    again = ("clean", "prune@magnitude-0.6", "compare")
+    return [Kills(seed), Kills(seed, again, "SIGKILL while finished stages are made anew")]

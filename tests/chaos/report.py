@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,21 +33,13 @@ def show(results: Sequence[Result], console: Console) -> None:
             console.print(loss, markup=False, highlight=False)
 
 
-def write(path: Path, results: Sequence[Result]) -> None:
-    """Write the rows as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(result.row) | {"seconds": round(result.row.seconds)} for result in results)
-
-
-def rewrite(page: Path, results: Sequence[Result]) -> None:
-    """Put the table into a page, between its marks."""
+def rewrite(page: Path, rows: Sequence[Row]) -> None:
+    """Put the table into a page, between its marks; of two rows of a fault the later."""
+    latest = {(row.family, row.fault): row for row in rows}
 
     def table(name: str, arguments: list[str]) -> list[str]:
-        rows = [result.row for result in results]
-        cells = [[r.family, r.fault, r.how, *map(str, (r.times, r.survived, r.lost))] for r in rows]
-        total = [str(sum(getattr(row, name) for row in rows)) for name in ("times", "survived", "lost")]
+        cells = [[r.family, r.fault, r.how, *map(str, (r.times, r.survived, r.lost))] for r in latest.values()]
+        total = [str(sum(getattr(row, name) for row in latest.values())) for name in ("times", "survived", "lost")]
         names = ["family", "fault", "how", "times", "survived", "lost"]
         return [*tables.header(names, left=3), *(tables.line(row) for row in [*cells, ["", "all", "", *total]])]
 
