@@ -22,8 +22,8 @@ STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())[
 
 
 @cache
-def graph() -> grimp.ImportGraph:
-    return grimp.build_graph("stages")
+def graph(*, only_at_run_time: bool = False) -> grimp.ImportGraph:
+    return grimp.build_graph("stages", exclude_type_checking_imports=only_at_run_time)
 
 
 def script(stage: dict[str, Any]) -> str:
@@ -32,7 +32,7 @@ def script(stage: dict[str, Any]) -> str:
 
 def modules_of(name: str) -> set[str]:
     """Files of all modules a script runs, directly or not, packages' __init__ included."""
-    closure = {name, *graph().find_upstream_modules(name)}
+    closure = {name, *graph(only_at_run_time=True).find_upstream_modules(name)}
     closure = {module for module in closure if not WITHOUT_EFFECT.match(module)}
     files = set()
     for module in closure:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
@@ -20,10 +20,12 @@ from stages.pruning.structure.plan import Plan
 from stages.pruning.structure.removal import names_after, shrink
 from stages.pruning.structure.states import Counterparts, follow
 from stages.training.checkpoints import Checkpoints
-from stages.training.distillation import Teacher
 from stages.training.loop import Examples, Outcome, total_steps, train
 from stages.training.lora import adapted
 from stages.training.sparsity import HoldMasks
+
+if TYPE_CHECKING:
+    from stages.training.distillation import Teacher
 
 Choose = Callable[[Generator, float], Plan]
 """The plan that leaves a generator so much of what the dense model costs."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -25,10 +25,12 @@ from stages.params import Optimization, Runtime
 from stages.runtime import autocast_bf16, processes, writes_outputs
 from stages.training.bucketing import StepBucketSampler
 from stages.training.checkpoints import Checkpoints
-from stages.training.distillation import Teacher
 from stages.training.learning_rate import restarting
 from stages.training.progress import ShowProgress
 from stages.training.resuming import Patience, ResumableTrainer, decisive
+
+if TYPE_CHECKING:
+    from stages.training.distillation import Teacher
 
 LOGS_PER_RUN = 40
 """Points of a loss curve."""
