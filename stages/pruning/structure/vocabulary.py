@@ -10,18 +10,20 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import MarianTokenizer, PreTrainedTokenizerFast
 
 from stages.errors import UserError
 from stages.models.checkpoint import IGNORED, Generator, sides
+from stages.pruning.structure import sentence_pieces
 
 TENSORS = re.compile(
     r".*(word_embeddings\.weight|embed_tokens\.weight|shared\.weight|wte\.weight|embed_out\.weight"
@@ -58,15 +60,21 @@ def trim(generator: Generator, keep: Iterable[int]) -> Generator:
         UserError: its tokenizer is of a kind that cannot be trimmed.
     """
     tokenizer = generator.tokenizer
-    if not getattr(tokenizer, "is_fast", False):
+    kept = set(keep) | _always(generator)
+    rebuild: Callable[[Any, Mapping[int, int]], Any]
+    if isinstance(tokenizer, MarianTokenizer):
+        rebuild = sentence_pieces.rebuilt
+    elif getattr(tokenizer, "is_fast", False):
+        spelled = json.loads(tokenizer.backend_tokenizer.to_str())
+        kept = _closed(kept, spelled["model"])
+        rebuild = partial(_rebuilt, spelled)
+    else:
         raise UserError(f"the vocabulary of a {type(tokenizer).__name__} cannot be trimmed: set vocabulary to false")
-    spelled = json.loads(tokenizer.backend_tokenizer.to_str())
-    kept = sorted(_closed(set(keep) | _always(generator), spelled["model"]))
-    renumbered = {old: new for new, old in enumerate(kept)}
+    renumbered = {old: new for new, old in enumerate(sorted(kept))}
     return replace(
         generator,
-        model=_narrowed(generator.model, kept, renumbered),
-        tokenizer=_rebuilt(tokenizer, spelled, renumbered),
+        model=_narrowed(generator.model, sorted(kept), renumbered),
+        tokenizer=rebuild(tokenizer, renumbered),
     )
 
 
@@ -102,7 +110,7 @@ def _closed(keep: set[int], model: Mapping[str, Any]) -> set[int]:
     return keep
 
 
-def _rebuilt(tokenizer: Any, spelled: dict[str, Any], renumbered: Mapping[int, int]) -> Any:
+def _rebuilt(spelled: dict[str, Any], tokenizer: Any, renumbered: Mapping[int, int]) -> Any:
     """The tokenizer with the entries that have a new number, in its general class: its own would add others again."""
     model = spelled["model"]
     if model["type"] == "Unigram":

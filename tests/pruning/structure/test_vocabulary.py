@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import io
+import json
+import tempfile
 
 import pytest
+import sentencepiece
 import torch
 from shared import FAMILIES, SOURCES, TARGETS
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import MarianTokenizer, PreTrainedTokenizerFast
 
 from stages.errors import UserError
 from stages.models import checkpoint
@@ -135,3 +139,87 @@ def test_a_tokenizer_that_is_not_made_of_a_table_is_refused(built):
     generator.tokenizer = Slow()
     with pytest.raises(UserError, match="the vocabulary of a Slow cannot be trimmed"):
         trim(generator, {1, 2})
+
+
+UNSEEN = "zebra quixotic"
+
+
+@pytest.fixture(params=["unigram", "bpe"])
+def marian(request, built, tmp_path) -> Generator:
+    """A Marian with two SentencePiece models over one table, a piece of theirs that is not in it, and a placeholder."""
+    models, pieces = [], ["</s>", "<unk>"]
+    for side, texts in (("source", [*SOURCES, *MORE]), ("target", [*TARGETS, *MORE])):
+        trained = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts * 8),
+            model_writer=trained,
+            vocab_size=100 if request.param == "unigram" else 150,
+            model_type=request.param,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+        models.append(tmp_path / f"{side}.spm")
+        models[-1].write_bytes(trained.getvalue())
+        read = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
+        pieces += [read.id_to_piece(number) for number in range(3, read.get_piece_size())]
+    outside = sentencepiece.SentencePieceProcessor(model_file=str(models[0])).encode("bye", out_type=str)[-1]
+    pieces = [piece for piece in dict.fromkeys([*pieces, "<pad>"]) if piece != outside]
+    table = {piece: number for number, piece in enumerate(pieces)}
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    tokenizer = MarianTokenizer(str(models[0]), str(models[1]), str(tmp_path / "table.json"), model_max_length=64)
+    tokenizer.add_tokens(["#ROOM#", "#NAME#"])
+    found = copy.deepcopy(built("marian"))
+    model = found.model
+    model.resize_token_embeddings(len(tokenizer))
+    for config in (model.config, model.generation_config):
+        config.pad_token_id = config.decoder_start_token_id = table["<pad>"]
+        config.eos_token_id = config.forced_eos_token_id = table["</s>"]
+        config.bos_token_id = None
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.final_logits_bias.normal_()
+    return Generator(model.eval(), tokenizer, found.max_source_tokens, found.max_target_tokens)
+
+
+def split(generator: Generator, **texts: str) -> list[str]:
+    return generator.tokenizer.convert_ids_to_tokens(generator.tokenizer(**texts)["input_ids"])
+
+
+def test_two_sentencepiece_models_split_seen_text_as_before(marian, tmp_path):
+    said, before = generated(marian), logits(marian)
+    spoken = {marian.tokenizer.convert_tokens_to_ids(token) for tokens in said for token in tokens}
+    smaller = trim(marian, seen(marian, SOURCES, TARGETS) | spoken)
+    checkpoint.save(smaller, tmp_path / "small")
+    for trimmed in (smaller, checkpoint.load(tmp_path / "small")):
+        rows = trimmed.model.config.vocab_size
+        assert rows == len(trimmed.tokenizer.get_vocab()) == max(trimmed.tokenizer.get_vocab().values()) + 1
+        assert rows < 0.8 * len(marian.tokenizer)
+        for source, target in zip(SOURCES, TARGETS, strict=True):
+            assert split(trimmed, text=source) == split(marian, text=source)
+            assert trimmed.tokenizer.tokenize(source) == marian.tokenizer.tokenize(source)
+            assert split(trimmed, text_target=target) == split(marian, text_target=target)
+        assert split(trimmed, text="bye")[-2:] == ["<unk>", "</s>"], "unknown before, and so it stays"
+        names = trimmed.tokenizer.convert_ids_to_tokens(list(range(rows)))
+        columns = marian.tokenizer.convert_tokens_to_ids(names)
+        assert {"#ROOM#", "#NAME#", "<pad>", "</s>", "<unk>"} <= set(names)
+        torch.testing.assert_close(logits(trimmed), before[..., columns], atol=1e-5, rtol=1e-5)
+        assert generated(trimmed) == said
+        texts = trimmed.tokenizer(text_target=TARGETS)["input_ids"]
+        whole = marian.tokenizer(text_target=TARGETS)["input_ids"]
+        assert trimmed.tokenizer.batch_decode(texts) == marian.tokenizer.batch_decode(whole)
+        known = set(trimmed.tokenizer.get_vocab())
+        assert set(split(trimmed, text=UNSEEN)) <= known and not set(split(marian, text=UNSEEN)) <= known
+    assert generated(marian) == said
+    for folder in ("again", "small"):
+        checkpoint.save(trim(marian, seen(marian, SOURCES, TARGETS) | spoken), tmp_path / folder)
+    files = {file.name: file.read_bytes() for file in (tmp_path / "small").iterdir()}
+    assert files == {file.name: file.read_bytes() for file in (tmp_path / "again").iterdir()}
+    assert str(tempfile.gettempdir()).encode() not in b"".join(
+        content for name, content in files.items() if name.endswith(".json")
+    )
+
+
+def test_a_table_for_each_side_is_refused(marian):
+    marian.tokenizer.separate_vocabs = True
+    with pytest.raises(UserError, match="a table for each side cannot be trimmed"):
+        trim(marian, {1, 2})
