@@ -48,6 +48,8 @@ def main() -> None:
             try:
                 results.append(tried(family, fault, undisturbed, scratch))
                 rows.append(args.csv, results[-1].row)
+                for loss in results[-1].losses:
+                    console.print(f"    lost: {loss}", markup=False, highlight=False)
             except Skipped as why:
                 console.print(f"    not tried here: {why}", markup=False, highlight=False)
     report.show(results, Console())

@@ -63,18 +63,22 @@ def tried(family: str, fault: Fault, undisturbed: Ground, scratch: Path) -> Resu
     """
     began = time.monotonic()
     times = 0
+    lost = 0
     losses: list[str] = []
     with copied(undisturbed, scratch / "struck") as ground:
         try:
             for ended in fault.inject(ground):
                 times += 1
                 wrong = [*fault.expect(ended), *_harm(ground)]
+                lost += bool(wrong)
                 losses += [f"{why}\n{ended.said if ended else ''}".strip() for why in wrong]
         except TimeoutError as error:
             times += 1
+            lost += 1
             losses.append(str(error))
-        losses += _not_recovered(ground)
-    lost = min(len(losses), times)
+        if wrong := [*_not_recovered(ground)]:
+            lost = max(lost, 1)
+            losses += wrong
     seconds = round(time.monotonic() - began)
     return Result(Row(family, fault.name, times, times - lost, lost, seconds, fault.how), (*losses,))
 

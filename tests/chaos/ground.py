@@ -19,6 +19,7 @@ from typing import Any
 import project as small
 from ruamel.yaml import YAML
 
+from stages import cache
 from stages.verify import TIMINGS
 
 CHANGES: dict[str, Any] = {
@@ -244,10 +245,4 @@ def sha256(path: Path) -> str:
 
 def objects(root: Path) -> dict[str, bool]:
     """Every object of DVC's cache, and whether it holds what its name says."""
-    found = {}
-    for path in (root / CACHE / "files/md5").glob("??/*"):
-        name = path.parent.name + path.name
-        digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-        if not path.name.endswith((".tmp", ".part")) and "." not in path.name.removesuffix(".dir"):
-            found[name] = digest == name.removesuffix(".dir")
-    return found
+    return {path.parent.name + path.name: cache.is_whole(path) for path in cache.objects(root / CACHE)}

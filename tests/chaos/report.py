@@ -15,7 +15,7 @@ PAGE = Path("docs/faults.md")
 
 
 def show(results: Sequence[Result], console: Console) -> None:
-    """Print the table, and below it what was lost."""
+    """Print the table."""
     table = Table("fault", "times", "survived", "lost", "s", title="Faults")
     for result in results:
         row = result.row
@@ -27,10 +27,6 @@ def show(results: Sequence[Result], console: Console) -> None:
             style=style,
         )
     console.print(table)
-    for result in results:
-        for loss in result.losses:
-            console.print(f"[red]lost[/] {result.row.family}: {result.row.fault}", highlight=False)
-            console.print(loss, markup=False, highlight=False)
 
 
 def rewrite(page: Path, rows: Sequence[Row]) -> None:
