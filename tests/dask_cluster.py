@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 START_S = 120
 
 
@@ -33,6 +35,16 @@ class Cluster:
         self.workers.append(worker)
         self._until(lambda: self._count() > before)
         return worker
+
+    def running(self, *words: str) -> dict[int, psutil.Process]:
+        """The process whose command line ends with words, by the index of the worker that started it."""
+        return {
+            index: child
+            for index, worker in enumerate(self.workers)
+            if worker.poll() is None
+            for child in psutil.Process(worker.pid).children(recursive=True)
+            if child.is_running() and child.cmdline()[-len(words) :] == list(words)
+        }
 
     def stop(self) -> None:
         """End all processes."""

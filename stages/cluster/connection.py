@@ -123,12 +123,13 @@ def differing(wanted: Mapping[str, str]) -> str:
 def on_worker(code: bytes, method: str = "__call__") -> Callable[..., Any]:
     """A function for workers: calls a method of what `by_value` pickled, which every worker process unpickles once."""
 
-    def call(*arguments: Any) -> Any:  # local, so that it travels by value itself
+    # Local, so that it travels by value itself. `Client.run` gives the worker, outside of tasks.
+    def call(*arguments: Any, dask_worker: Any = None) -> Any:
         import pickle
 
         from distributed import get_worker
 
-        loaded = get_worker().__dict__.setdefault("espalier", {})
+        loaded = (dask_worker or get_worker()).__dict__.setdefault("espalier", {})
         if code not in loaded:
             loaded[code] = pickle.loads(code)
         return getattr(loaded[code], method)(*arguments)

@@ -1,16 +1,22 @@
-"""A sweep by the workers of a Dask cluster: cheap stages, two real worker processes, a folder as DVC remote."""
+"""A sweep by the workers of a Dask cluster: cheap stages, real worker processes, a folder as DVC remote."""
 
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from dask_cluster import Cluster, cluster
-from half_second_stages import KEYS, STAGES, Project
+from half_second_stages import Project
 from shared import ROOT
+
+KEYS = ["magnitude-0.5", "taylor-0.5"]
+STAGES = {"train", "evaluate_dense", "compare", *(f"{stage}@{key}" for stage in ("prune", "evaluate") for key in KEYS)}
 
 
 @pytest.fixture(scope="module")
@@ -23,31 +29,113 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def project(tmp_path: Path, two_workers: Cluster) -> Project:
-    """A project that is committed and has a DVC remote; its log is that of what the workers run."""
+def project(tmp_path: Path, two_workers: Cluster) -> Iterator[Project]:
+    """A committed project with a DVC remote; its log is that of what workers run, and what they wait for or fail in is
+    written beside the log, since their environment is what it was when they started."""
     made = Project(tmp_path / "project")
+    made.set_sweep(sparsity=[0.5])
     made.run(sys.executable, "-m", "dvc", "remote", "add", "-q", "--default", "storage", str(tmp_path / "remote"))
     stage = made.folder / "stage.py"
-    stage.write_text(stage.read_text() + f"# {tmp_path}\\n")  # another commit, whenever it is made
+    beside = "(pathlib.Path(os.environ['LOG']).with_suffix('.NAME').read_text())"
+    text = stage.read_text()
+    for name in ("WAIT", "FAIL"):
+        (two_workers.folder / f"stages.{name}").write_text("")
+        text = text.replace(f'os.environ.get("{name}")', beside.replace("NAME", name))
+    # Workers of one machine share what they have made, and each test is to make its own.
+    stage.write_text(text.replace("write_text(sys.argv[1])", f"write_text(sys.argv[1] + {str(tmp_path)!r})"))
+    (made.folder / "input.txt").write_text(str(tmp_path))
     shutil.copy(ROOT / ".dvcignore", made.folder)
     made.commit("start")
     made.log = two_workers.folder / "stages.log"
     made.forget()
-    return made
+    yield made
+    made.forget()
 
 
-def sweep(project: Project, cluster: Cluster, *arguments: str, **variables: str) -> tuple[int, str, str]:
-    return project.sweep("--scheduler", cluster.address, "--repository", str(project.folder), *arguments, **variables)
+def arguments(project: Project, cluster: Cluster) -> list[str]:
+    return ["--scheduler", cluster.address, "--repository", str(project.folder)]
 
 
-def test_workers_make_everything_and_the_head_restores_it(project, two_workers):
-    status, out, err = sweep(project, two_workers)
-    assert status == 0, out + err
+def start(project: Project, cluster: Cluster, waiting_for: str) -> subprocess.Popen[str]:
+    """Start a sweep, and wait until a stage of it waits."""
+    (cluster.folder / "stages.WAIT").write_text(waiting_for)
+    process = project.start(sys.executable, "-m", "stages.sweep", *arguments(project, cluster))
+    deadline = time.monotonic() + 200
+    while f"start {waiting_for} " not in (project.log.read_text() if project.log.exists() else ""):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    (cluster.folder / "stages.WAIT").write_text("")
+    return process
+
+
+def test_workers_make_everything_even_if_one_is_killed_and_the_head_restores_it(project, two_workers):
+    waits = "prune@taylor-0.5"
+    process = start(project, two_workers, waits)
+    [(index, stage)] = two_workers.running("stage.py", waits).items()
+    two_workers.workers[index].send_signal(signal.SIGKILL)
+    stage.wait(timeout=20)  # what a lost worker ran must not go on
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    lines = project.log.read_text().splitlines()
     times = project.times()
-    assert times.keys() == STAGES and len(project.log.read_text().splitlines()) == 2 * len(STAGES)
+    assert times.keys() == STAGES
+    assert sum(line.startswith("start") for line in lines) == len(STAGES) + 1  # the killed one twice
     for key in KEYS:
-        assert times["train"][1] < times[f"prune@{key}"][0] < times[f"evaluate@{key}"][0]
+        assert times["train"][1] < times[f"prune@{key}"][0] < times[f"evaluate@{key}"][0] < times["compare"][0]
     assert f"{len(STAGES)} stages made" in out and "compare done in" in out
     assert project.run(sys.executable, "-m", "dvc", "status").startswith("Data and pipelines are up to date")
     logs = [log.read_text() for log in (project.folder / ".scratch/sweep").glob("*.log")]
-    assert len({log.splitlines()[0] for log in logs}) == 2 and all(log.startswith("on tcp://") for log in logs)
+    assert len({line for log in logs for line in log.splitlines() if line.startswith("on tcp://")}) == 2
+    two_workers.add_worker(LOG=str(project.log))
+
+
+def test_a_failure_is_reported_and_the_others_are_made_and_later_the_rest(project, two_workers):
+    fails = two_workers.folder / "stages.FAIL"
+    fails.write_text("evaluate@taylor-0.5")
+    status, _, err = project.sweep(*arguments(project, two_workers))
+    assert status == 1 and "Traceback" not in err
+    assert "error: no memory left for this one" in err
+    assert "failed: evaluate@taylor-0.5; not made, since they need it: compare" in err
+    assert project.times().keys() == STAGES - {"evaluate@taylor-0.5", "compare"}
+    assert (project.folder / "outputs/prune/taylor-0.5").exists(), "what was finished before the failure is kept"
+    fails.write_text("")
+    project.forget()
+    status, out, err = project.sweep(*arguments(project, two_workers))
+    assert status == 0 and project.times().keys() == {"evaluate@taylor-0.5", "compare"}, out + err
+    assert "pushing what" in out
+
+
+def test_interrupted_it_stops(project, two_workers):
+    waits = "train"
+    process = start(project, two_workers, waits)
+    [stage] = two_workers.running("stage.py", waits).values()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err, out + err
+    stage.wait(timeout=20)
+    assert project.times() == {}
+
+
+def test_what_workers_cannot_work_with_is_one_line(project, two_workers, tmp_path):
+    def refusal(*options: str) -> str:
+        status, out, err = project.sweep(*options)
+        assert status == 1 and len(err.splitlines()) == 1 and "stages made" not in out, out + err
+        return err
+
+    scheduler = ("--scheduler", two_workers.address)
+    assert "leave --jobs and --pull out" in refusal(*scheduler, "--pull")
+    assert "give --repository URL, or `git remote add origin URL`" in refusal(*scheduler)
+    origin = tmp_path / "origin"
+    project.run("git", "clone", "-q", "--bare", str(project.folder), str(origin))
+    project.run("git", "remote", "add", "origin", str(origin))
+    (project.folder / "input.txt").write_text("other text")
+    assert "input.txt is not committed, and workers clone a commit" in refusal(*scheduler)
+    project.commit("not pushed")
+    assert "cannot find commit" in (said := refusal(*scheduler)) and f"in {origin}: `git push` it" in said
+    assert "cannot clone nowhere: " in refusal(*scheduler, "--repository", "nowhere")
+    two_threads = two_workers.add_worker("--nthreads", "2")
+    assert "has 2 threads, each of which would make a level" in refusal(*arguments(project, two_workers))
+    two_threads.kill()
+    project.run(sys.executable, "-m", "dvc", "remote", "default", "--unset")
+    project.commit("no remote")
+    assert "there is no DVC remote for results to come back by" in refusal(*scheduler)
