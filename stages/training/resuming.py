@@ -106,9 +106,10 @@ class ResumableTrainer(Trainer):
             try:
                 self._keep()
             except (OSError, RuntimeError, SafetensorError) as error:
-                # Training is worth more than a checkpoint that a full disk has no room for.
+                # Training is worth more than a checkpoint that a full disk has no room for. torch does not say so.
                 why = " ".join(str(error).split())
-                self._say(f"no checkpoint of step {self.state.global_step}, the one before it is kept: {why}")
+                step = self.state.global_step
+                self._say(f"no checkpoint of step {step} (is the disk full?), the one before it is kept: {why}")
 
     def _keep(self) -> None:
         assert self._store

@@ -273,7 +273,8 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(interrupted, monkeypat
 
     monkeypatch.setattr(checkpoints, "_sync", full)
     interrupted()
-    assert "no checkpoint of step 16, the one before it is kept: [Errno 28]" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no checkpoint of step 16 (is the disk full?), the one before it is kept: [Errno 28]" in said
     assert layout.model_folder("random-0.6").is_dir()
 
 
