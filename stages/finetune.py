@@ -125,7 +125,7 @@ def _cut(
         read = seen(generator, training.sources + validation.sources, training.targets + validation.targets)
         generator = trim(generator, read)
     examples = generator.encode(*pairs)
-    gone = zeros.removed(level.sparsity, rules)
+    gone, zero = zeros.shares(level.sparsity, rules)
     parts = rounds(settings.finetune, gone, total_steps(len(examples), settings.finetune))
 
     def choose(smaller: Generator, share: float) -> Plan:
@@ -138,14 +138,15 @@ def _cut(
         looked_at = context(smaller, matrices, pairs, rules, level.method, seed)
         return structural.choose(looked_at, whole * share)
 
-    def zero(smaller: Generator, names: Mapping[str, str], progress: float) -> Masks:
+    def hold(smaller: Generator, names: Mapping[str, str], progress: float) -> Masks:
         left = anatomy.describe(smaller.model)
         if len(parts) == 1:
             folder = layout.pruned_folder(level.key)
             masks = Masks.load(folder / MASKS_FILE)
             check_fits(masks, left.weights, folder)
             return masks
-        return zeros.choose(context(smaller, left.matrices, pairs, rules, level.method, seed), names, rules, progress)
+        looked_at = context(smaller, left.matrices, pairs, rules, level.method, seed)
+        return zeros.choose(looked_at, names, rules, zero, progress)
 
     checkpoints = _checkpoints(level.key, rules)
 
@@ -162,7 +163,7 @@ def _cut(
             callbacks=run.callbacks,
             teacher=_teacher(settings.finetune.distillation, read),
             checkpoints=checkpoints,
-            zeros=zero if rules.structured.zeros else None,
+            zeros=hold if zero else None,
         )
         if writes_outputs():
             folder, storage = layout.model_folder(level.key), settings.finetune.storage

@@ -113,8 +113,8 @@ def _remove(
         _penalise(generator, step, structured.group_lasso, level, settings, training, validation, before)
     pairs = (training.sources, training.targets)
     looked_at = context(generator, dense.matrices, pairs, rules, level.method, seed)
-    share = 1 - zeros.removed(level.sparsity, rules)
-    plan = structural.choose(looked_at, structural.cost(looked_at) * share)
+    gone, zero = zeros.shares(level.sparsity, rules)
+    plan = structural.choose(looked_at, structural.cost(looked_at) * (1 - gone))
     smaller = shrink(generator, plan)
     if structured.vocabulary:
         smaller = trim(
@@ -123,11 +123,11 @@ def _remove(
     left = anatomy.describe(smaller.model)
     names = names_after(describe(generator.model), plan)
     chosen = None
-    if structured.zeros:
+    if zero:
         check_patterns(dense.matrices, rules.layers)
         renamed = {name: names[name] for name in dense.matrices if name in names}
         looked_at = context(smaller, left.matrices, pairs, rules, level.method, seed)
-        chosen = zeros.choose(looked_at, renamed, rules)
+        chosen = zeros.choose(looked_at, renamed, rules, zero)
         masks.apply(left.weights, chosen)
     with replacing(layout.pruned_folder(level.key)) as folder:
         folder.mkdir()

@@ -17,35 +17,35 @@ from stages.pruning.criterion import Context, Criterion
 from stages.pruning.scores import magnitudes
 
 
-def removed(sparsity: float, rules: Prune) -> float:
-    """Share of a structure's budget that has to go, for a level to have its sparsity.
+def shares(sparsity: float, rules: Prune) -> tuple[float, float]:
+    """How a level's sparsity is divided: what share of the budget goes, and what share of what is left is zero.
 
-    Zeros count as what is gone where the budget is of parameters: (1 - sparsity) = (1 - removed) * (1 - zeros). They
-    save no operations and no time, so that other budgets are met without them.
+    Zeros count as what is gone where the budget is of parameters: (1 - sparsity) = (1 - gone) * (1 - zero). They save
+    no operations and no time, so that other budgets are met without them. Of a sparsity below their share all is zeros.
     """
-    structured = rules.structured
-    if structured.budget != "parameters":
-        return sparsity
-    return max(0.0, 1 - (1 - sparsity) / (1 - structured.zeros))
+    zero = min(rules.structured.zeros, sparsity) if rules.structured.budget == "parameters" else rules.structured.zeros
+    if not sparsity or not zero:
+        return sparsity, 0.0
+    return (1 - (1 - sparsity) / (1 - zero) if rules.structured.budget == "parameters" else sparsity), zero
 
 
-def choose(context: Context, names: Mapping[str, str], rules: Prune, progress: float = 1.0) -> Masks:
-    """Masks that prune exactly round(zeros * progress * n) of the n eligible weights that are left.
+def choose(context: Context, names: Mapping[str, str], rules: Prune, share: float, progress: float = 1.0) -> Masks:
+    """Masks that prune exactly round(share * progress * n) of the n eligible weights that are left.
 
     Args:
         context: the smaller model.
         names: of the matrices that are left, by their names in the dense model, which `rules.layers` match.
-        rules: how many, and what is compared with what.
+        rules: what is compared with what.
+        share: of `shares`.
         progress: how far the level is on its way to its sparsity.
 
     Raises:
         UserError: the rules cannot be met.
     """
     layers: dict[str, float] = {}
-    for pattern, share in rules.layers.items():
+    for pattern, own in rules.layers.items():
         for dense in fnmatch.filter(names, pattern):
-            layers.setdefault(names[dense], share)
-    share = rules.structured.zeros * progress
+            layers.setdefault(names[dense], own)
     ranked = replace(context, settings=rules.magnitude)
     there = rules.model_copy(update={"layers": layers})
-    return engine.choose(ranked, Criterion(magnitudes), share, there, progress=progress)
+    return engine.choose(ranked, Criterion(magnitudes), share * progress, there, progress=progress)

@@ -24,10 +24,11 @@ def rules(settings):
 
 
 def test_what_structure_has_to_remove(rules):
-    assert zeros.removed(0.6, rules({"zeros": 0})) == pytest.approx(0.6)
-    assert zeros.removed(0.6, rules({"zeros": 0.5})) == pytest.approx(0.2)  # of what is left, 0.8, half is 0.4
-    assert zeros.removed(0.3, rules({"zeros": 0.5})) == 0
-    assert zeros.removed(0.6, rules({"zeros": 0.5, "budget": "flops"})) == 0.6, "zeros save no operations"
+    assert zeros.shares(0.6, rules({"zeros": 0})) == (0.6, 0)
+    assert zeros.shares(0.6, rules({"zeros": 0.4})) == pytest.approx((1 / 3, 0.4))  # of two thirds, 0.4 is not there
+    assert zeros.shares(0.3, rules({"zeros": 0.4})) == pytest.approx((0, 0.3)), "no more than the level's"
+    assert zeros.shares(0.6, rules({"zeros": 0.5, "budget": "flops"})) == (0.6, 0.5), "zeros save no operations"
+    assert zeros.shares(0, rules({"zeros": 0.5, "budget": "flops"})) == (0, 0), "nothing is pruned of the dense model"
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "2x4"])
@@ -44,7 +45,7 @@ def test_the_smallest_weights_that_are_left(pattern, progress, built, rules):
     made = rules({"zeros": share}, pattern=pattern, scope="layer", layers=layers)
     left = anatomy.describe(model)
     context = Context(model, left.matrices, list, 0, made.structured)
-    masks = zeros.choose(context, names, made, progress)
+    masks = zeros.choose(context, names, made, share, progress)
     assert masks.shapes == {name: tuple(weight.shape) for name, weight in left.weights.items()}
     assert abs(masks.pruned - progress * share * left.eligible) <= (8 if pattern == "2x4" else 0.5)
     for name, now in names.items():
