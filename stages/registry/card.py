@@ -75,35 +75,47 @@ def _summary(finished: Finished) -> Iterable[str]:
 
 def _use(finished: Finished) -> Iterable[str]:
     values = finished.params
-    kind = finished.config["architectures"][0]
     example, *_ = finished.inputs(1)
-    options = ", ".join(f"{name}={value!r}" for name, value in finished.decoding.items())
-    cut = f"truncation=True, max_length={values['model.max_source_tokens']}"
+    task = f"given `{values['data.source']}`, write `{values['data.target']}`"
     yield "## Use"
     yield ""
-    task = f"given `{values['data.source']}`, write `{values['data.target']}`"
     yield f"Made for one task, and measured on no other: {task}."
     yield ""
     yield "```python"
-    yield f"from transformers import AutoTokenizer, {kind}"
-    yield ""
-    yield f'model = {kind}.from_pretrained(".")'
-    yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
-    if finished.config.get("is_encoder_decoder"):
-        yield f'inputs = tokenizer({example!r}, {cut}, return_tensors="pt")'
-        yield "inputs.pop('token_type_ids', None)"
-        start = ""
-    else:
-        yield f'inputs = tokenizer({example!r} + "\\n", {cut}, return_tensors="pt")'
-        start = '[inputs["input_ids"].shape[1] :]'
-    yield f"output = model.generate(**inputs, {options})"
-    yield f"print(tokenizer.decode(output[0]{start}, skip_special_tokens=True))"
+    yield from program(finished.config, example, values["model.max_source_tokens"], finished.decoding)
     yield "```"
     yield ""
     yield "The first of the test split, as it answered them:"
     yield ""
     rows = [tuple(map(escape, pair)) for pair in zip(*finished.answers(EXAMPLES), strict=True)]
     yield from _table([values["data.source"], "output"], rows)
+
+
+def program(config: Mapping[str, Any], text: str, limit: int, decoding: Mapping[str, Any]) -> Iterable[str]:
+    """Lines of Python that generate from the checkpoint in the working directory, by `transformers` alone.
+
+    Args:
+        config: of the model.
+        text: the input.
+        limit: tokens of an input.
+        decoding: arguments of `model.generate`.
+    """
+    kind = config["architectures"][0]
+    causal = not config.get("is_encoder_decoder")
+    yield "import torch"
+    yield f"from transformers import AutoTokenizer, {kind}"
+    yield ""
+    yield f'model = {kind}.from_pretrained(".")'
+    yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
+    if causal:
+        yield 'end = tokenizer("\\n", add_special_tokens=False, return_tensors="pt").input_ids'
+    cut = f"truncation=True, max_length={limit}{' - end.shape[1]' if causal else ''}"
+    yield f'ids = tokenizer({text!r}, {cut}, return_tensors="pt").input_ids'
+    if causal:
+        yield "ids = torch.cat([ids, end], dim=1)"
+    options = ", ".join(f"{name}={value!r}" for name, value in decoding.items())
+    yield f"output = model.generate(ids, attention_mask=torch.ones_like(ids), {options})[0]"
+    yield f"print(tokenizer.decode(output{'[ids.shape[1] :]' if causal else ''}, skip_special_tokens=True))"
 
 
 def _data(finished: Finished) -> Iterable[str]:
