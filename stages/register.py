@@ -22,6 +22,7 @@ from stages import layout, params
 from stages.errors import command
 from stages.registry.level import CHOSEN, Finished
 from stages.tracking.client import project, tracking_uri, workspace
+from stages.tracking.secrets import hidden
 
 NAME, CHAMPION = "espalier", "champion"
 EXAMPLES = 2
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if alias:
             versions.name_as(version, alias)
     named = f", alias {alias}" if alias else ""
-    print(f"{finished.key}: {outcome}, {args.name} version {version.version}{named}: {uri}")
+    print(f"{finished.key}: {outcome}, {args.name} version {version.version}{named}: {hidden(uri)}")
     if changed := finished.uncommitted:
         print(f"made with uncommitted changes ({changed[0]}, …): its commit does not reproduce it", file=sys.stderr)
 

@@ -19,6 +19,7 @@ from stages.tracking.client import git, tracking_uri, workspace
 from stages.tracking.content import Content, describe
 from stages.tracking.identity import in_lock
 from stages.tracking.pipeline import Pipeline
+from stages.tracking.secrets import hidden
 
 
 @command
@@ -35,7 +36,7 @@ def main() -> None:
         raise UserError("dvc.lock has no trained baseline that is up to date: run `dvc repro`")
     done = _write(contents, settings.tracking.experiment, root)
     changes = [f"{done[outcome]} {outcome}" for outcome in ("made", "updated") if done[outcome]]
-    print(f"{done.total()} runs, {', '.join(changes) or 'all up to date'}: {tracking_uri()}")
+    print(f"{done.total()} runs, {', '.join(changes) or 'all up to date'}: {hidden(tracking_uri())}")
     missing = sorted({path for content in contents for path in content.missing})
     if missing:
         raise UserError(

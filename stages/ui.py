@@ -20,6 +20,7 @@ from stages import params
 from stages.errors import UserError, command
 from stages.shell import stopping
 from stages.tracking.client import is_server, project, tracking_uri, workspace
+from stages.tracking.secrets import hidden
 from stages.tracking.view import link
 
 HOST = "127.0.0.1"
@@ -43,7 +44,7 @@ def main() -> None:
 
     with explained(uri):
         store = Store(settings.tracking.experiment, commit="", commit_is="", timeout_s=30, retries=2)
-    server = uri if is_server(uri) else f"http://{HOST}:{port}"
+    server = hidden(uri) if is_server(uri) else f"http://{HOST}:{port}"
     print(f"compare levels at {link(server, store.experiment_id)}", flush=True)
     if not is_server(uri):
         _serve(uri, port)
@@ -53,12 +54,14 @@ def _serve(uri: str, port: int) -> None:
     artifacts = (project() / "mlartifacts").as_uri()
     server = (
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", uri, "--registry-store-uri", uri, "--default-artifact-root", artifacts),
+        *("--default-artifact-root", artifacts),
         *("--uvicorn-opts", "--log-level critical"),
     )
     # Job execution is for judging the texts of language models: eight more processes, 2 GB of memory.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     quiet |= {"PYTHONWARNINGS": "ignore"}
+    # Arguments can be read by everybody on this machine, and a database's address may have a password.
+    quiet |= {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_REGISTRY_STORE_URI": uri}
     process = subprocess.Popen(server, env={**os.environ, **quiet}, start_new_session=True)
     asked = False
 

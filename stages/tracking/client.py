@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from stages import layout
 from stages.errors import UserError
 from stages.tracking.view import VIEW_TAG, state
 
@@ -24,6 +23,10 @@ ABOUT = (
     "levels share. Made from dvc.lock and the metrics files; see docs/tracking.md."
 )
 KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
+_RACES = ("UNIQUE constraint failed", "UniqueViolation", "duplicate key value", "deadlock detected")
+"""In what MLflow says when its database, SQLite or PostgreSQL, took another writer's rows first."""
+_ADVISORY_LOCK = 0x65737061
+"""Any number, as long as nobody else locks it in that database."""
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -74,7 +77,7 @@ def git(*arguments: str, folder: Path) -> str:
 def connect(uri: str, *, timeout_s: int, retries: int) -> MlflowClient:
     """A client that prints nothing and gives up soon.
 
-    A database that does not exist yet is made, by one process at a time (see `exclusive`).
+    A database that does not exist yet is made, by one process at a time (see `exclusive`); a server makes its own.
 
     Args:
         uri: of a server or database.
@@ -87,7 +90,7 @@ def connect(uri: str, *, timeout_s: int, retries: int) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic", "urllib3"):
+    for name in ("mlflow", "alembic", "psycopg", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with exclusive(uri):
         path = _database(uri)
@@ -106,21 +109,30 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """
     from mlflow.exceptions import MlflowException
 
-    with exclusive(uri):
+    view = state()
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        # A database has no say in where artifacts go, and MLflow would put them in the working directory.
+        artifacts = None if is_server(uri) else (project() / "mlartifacts").as_uri()
+        with suppress(MlflowException):  # another writer was faster, or it is in the trash
+            client.create_experiment(name, artifacts, {"mlflow.note.content": ABOUT, KIND_TAG: KIND, VIEW_TAG: view})
         experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            # A database has no say in where artifacts go, and MLflow would put them in the working directory.
-            artifacts = None if is_server(uri) else (project() / "mlartifacts").as_uri()
-            with suppress(MlflowException):  # another machine was faster, or it is in the trash
-                client.create_experiment(name, artifacts, {"mlflow.note.content": ABOUT, KIND_TAG: KIND})
-            experiment = client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "active":
         raise UserError(
             f"MLflow experiment {name} is in the trash: restore it, or change tracking.experiment in params.yaml"
         )
-    if experiment.tags.get(VIEW_TAG) != (view := state()):
-        client.set_experiment_tag(experiment.experiment_id, VIEW_TAG, view)
+    if experiment.tags.get(VIEW_TAG) != view:
+        try:
+            client.set_experiment_tag(experiment.experiment_id, VIEW_TAG, view)
+        except MlflowException as error:
+            if not is_race(error):
+                raise
     return experiment.experiment_id
+
+
+def is_race(error: Exception) -> bool:
+    """Whether another writer wrote the same at the same time, so that it is there, or can be tried again."""
+    return any(sign in str(error) for sign in _RACES)
 
 
 def _make(path: Path) -> None:
@@ -141,16 +153,24 @@ def is_server(uri: str) -> bool:
 
 @contextmanager
 def exclusive(uri: str) -> Iterator[None]:
-    """Let one process of this machine at a time into a block that makes what is missing.
+    """Let one process at a time into a block that makes what a database lacks.
 
-    MLflow's own migrations fail when two first users of a database run them at once.
+    MLflow's own migrations fail when two first users of a database run them at once. Of SQLite, processes of this
+    machine take turns, by a file beside it; of PostgreSQL, all that write to the database, by a lock of its own.
     """
     from filelock import FileLock
 
-    path = _database(uri)
-    lock = project() / layout.SCRATCH / "mlflow.lock" if path is None else Path(f"{path}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock, timeout=60):
+    if path := _database(uri):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=60):
+            yield
+    elif urlsplit(uri).scheme.partition("+")[0] == "postgresql":
+        from sqlalchemy import NullPool, create_engine, text
+
+        with create_engine(uri, poolclass=NullPool).connect() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK})
+            yield  # the lock goes with the connection
+    else:
         yield
 
 
