@@ -133,3 +133,10 @@ def test_level_keys_round_trip(key, level):
 def test_keys_that_are_no_level(key):
     with pytest.raises(UserError, match="is no level"):
         Level.parse(key)
+
+
+def test_paths_do_not_leave_the_project_unless_absolute(settings):
+    for path in ("data/../data/raw/pairs.csv", "/mnt/shared/pairs.csv", "..pairs.csv", "~/pairs.csv"):
+        assert settings(data={"path": path}).data.path == path
+    with pytest.raises(UserError, match=r"data\.path.*leaves the project: write the absolute path if it is meant"):
+        settings(data={"path": "data/../../pairs.csv"})

@@ -19,7 +19,7 @@ from stages.layout import Level
 from stages.params.export import Export
 from stages.params.finetune import Distillation, Lora
 from stages.params.prune import Method, Prune
-from stages.params.section import Fraction, NonNegative, Positive, PositiveFloat, Section, Share, Sparsity
+from stages.params.section import Fraction, NonNegative, Place, Positive, PositiveFloat, Section, Share, Sparsity
 from stages.params.wording import describe
 
 PARAMS_FILE = Path("params.yaml")
@@ -36,7 +36,7 @@ class Runtime(Section):
 class Data(Section):
     """Where the text pairs are and how to read them."""
 
-    path: str
+    path: Place
     pattern: str
     hub: str | None
     source: str
@@ -98,7 +98,7 @@ class Clean(Section):
 class Side(Section):
     """Encoder or decoder of an `encoder_decoder`."""
 
-    checkpoint: str | None
+    checkpoint: Place | None
     architecture: Literal["bert", "roberta"]
     config: dict[str, Any]
 
@@ -106,7 +106,7 @@ class Side(Section):
 class Tokenizer(Section):
     """Which tokenizer to take, or how to train one."""
 
-    checkpoint: str | None
+    checkpoint: Place | None
     vocab_size: Annotated[int, Field(ge=300)]
     lowercase: bool
 
@@ -115,7 +115,7 @@ class Model(Section):
     """The generator."""
 
     kind: Literal["encoder_decoder", "seq2seq", "causal"]
-    checkpoint: str | None
+    checkpoint: Place | None
     architecture: str | None
     config: dict[str, Any]
     encoder: Side

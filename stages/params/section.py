@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -20,6 +22,15 @@ def _short(sparsity: float | int) -> float | int:
     return sparsity
 
 
+def _inside(place: str) -> str:
+    """A relative path is of this project; what is elsewhere has to be meant, since a clone would not have it."""
+    if Path(os.path.normpath(place)).parts[:1] == (os.pardir,):
+        raise ValueError("leaves the project: write the absolute path if it is meant")
+    return place
+
+
+Place = Annotated[str, AfterValidator(_inside)]
+"""A file or folder, or an id of a hub."""
 Sparsity = Annotated[float | int, Field(ge=0, lt=1), AfterValidator(_short)]
 
 
