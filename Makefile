@@ -32,7 +32,7 @@ ui: $(VENV)/installed  ## bring MLflow up to date with dvc.lock and serve it on 
 	python -m stages.ui --port $${PORT:-5000}
 
 experiments: $(VENV)/installed  ## the experiments of `dvc exp run`, a row each: what was changed, and the level chosen
-	dvc exp show --only-changed --drop '^outputs/metrics/(clean|references|train|prune|finetune|evaluate)'
+	dvc exp show --only-changed --drop '^outputs/metrics/(clean|references|train|prune|finetune|evaluate|export)'
 
 benchmark: $(VENV)/installed  ## pruning beside other libraries: hours; goes on where it was stopped (docs/benchmark.md)
 	python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[benchmark]'

@@ -8,11 +8,10 @@ outputs/models/finetuned, to .scratch: this stage and the next depend on these f
 levels should find the same there. DVC restores them if they join again.
 
 In:  for dense, baseline and every level of params `sweep`: outputs/metrics/evaluate/KEY.json,
-     outputs/benchmark/KEY.json, outputs/predictions/KEY.parquet; for every level outputs/metrics/prune/KEY.json,
+     outputs/predictions/KEY.parquet; for every level outputs/metrics/prune/KEY.json,
      outputs/metrics/finetune/KEY.layers.csv; KEY.curve.csv of levels and dense; outputs/metrics/references.json.
 Out: outputs/compare/ (levels.csv, levels.md, quality.csv, layers.csv, losses.csv, quality.png, layers.png,
-     samples.md, chosen.json and, the only one that differs from run to run, speed.csv) and
-     outputs/metrics/compare.json.
+     samples.md, chosen.json) and outputs/metrics/compare.json.
 """
 
 from __future__ import annotations
@@ -54,14 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     references = read_json(layout.metrics_file("references"))
     choice = comparison.choose(entries, target.metric, target.max_drop)
     if show_only:
-        _show(entries, choice, references)
+        _show(entries, choice, references, _exports(), _speedups())
         return
     _remove_leftovers({layout.DENSE, layout.BASELINE, *keys})
     layers = comparison.layer_table(keys)
 
     folder = layout.COMPARE
     comparison.write_csv(folder / "levels.csv", comparison.quality_table(entries))
-    comparison.write_csv(folder / "speed.csv", comparison.speed_table(entries))
     comparison.write_csv(folder / "quality.csv", comparison.curve_table(entries))
     comparison.write_csv(folder / "layers.csv", layers)
     comparison.write_csv(folder / "losses.csv", comparison.loss_table([layout.DENSE, *keys]))
@@ -88,7 +86,7 @@ def _remove_leftovers(keys: Set[str]) -> None:
     stages = [layout.METRICS / stage for stage in ("prune", "finetune", "evaluate")]
     left = sorted(
         path
-        for folder in (*stages, layout.PREDICTIONS, layout.BENCHMARK)
+        for folder in (*stages, layout.PREDICTIONS)
         for path in folder.glob("*.*")
         if path.is_file() and (key := _key(path.name)) and key not in keys
     )
@@ -121,7 +119,32 @@ def _write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def _show(entries: Sequence[Entry], choice: Choice, references: Mapping[str, float]) -> None:
+def _exports() -> dict[str, dict[str, float]]:
+    """By format, the figures of what was exported; none before the export stage has run."""
+    path = layout.metrics_file("export")
+    found: dict[str, dict[str, float]] = {}
+    for name, value in (read_json(path) if path.is_file() else {}).items():
+        format, _, figure = name.partition("/")
+        found.setdefault(format, {})[figure] = value
+    return found
+
+
+def _speedups() -> dict[str, str]:
+    """How many times faster than dense what the benchmark stage measured is; none before it has run."""
+    from stages.evaluation.comparison import read_csv
+
+    path = layout.BENCHMARK / "speed.csv"
+    rows = read_csv(path, "key", "speedup") if path.is_file() else []
+    return {row["key"]: f"{float(row['speedup']):.2f}×" for row in rows}
+
+
+def _show(
+    entries: Sequence[Entry],
+    choice: Choice,
+    references: Mapping[str, float],
+    exports: Mapping[str, Mapping[str, float]] | None = None,
+    speedups: Mapping[str, str] | None = None,
+) -> None:
     """Print the table, the choice, and where to look next."""
     from rich import box
     from rich.console import Console
@@ -132,7 +155,7 @@ def _show(entries: Sequence[Entry], choice: Choice, references: Mapping[str, flo
     scores = [name for name in comparison.NAMES if name in entries[0].figures]
     names = {name: comparison.NAMES[name].replace(" ", "\n") for name in scores}
     headers = ["level", *names.values(), f"Δ\n{comparison.NAMES[choice.metric]}", "p"]
-    headers += ["weights\n≠ 0", "MB", "latency"]
+    headers += ["weights\n≠ 0", "MB", *(["times\nfaster"] if speedups else [])]
     table = Table(box=box.SIMPLE_HEAD, title="Levels on the test split", padding=(0, 0, 0, 1))
     table.title_justify = "left"
     for header in headers:
@@ -150,12 +173,16 @@ def _show(entries: Sequence[Entry], choice: Choice, references: Mapping[str, flo
         ]
         cells += comparison.difference(figures, choice.metric)
         cells += [f"{figures['nonzero_parameters'] / 1e6:.3g}M", f"{figures['compressed_bytes'] / 1e6:.2f}"]
-        cells += [f"{entry.speed['latency_ratio']:.2f}×"]
+        cells += [speedups.get(entry.key, "")] if speedups else []
         table.add_row(*cells, style="bold green" if chosen else None)
     table.add_section()
+    for format, figures in (exports or {}).items():
+        cells = [f"  {format}"] + [comparison.number(figures[name], name) for name in scores]
+        cells += [*comparison.difference(figures, choice.metric), "", f"{figures['size_bytes'] / 1e6:.2f}"]
+        table.add_row(*cells, *([speedups.get(format, "")] if speedups else []))
     for line in comparison.reference_lines(references):
         values = ["" if line[name] is None else comparison.number(line[name], name) for name in scores]
-        table.add_row(f"  {line['key']}", *values, *[""] * 5, style="dim")
+        table.add_row(f"  {line['key']}", *values, *[""] * (len(headers) - 1 - len(scores)), style="dim")
     console = Console()
     # A file or a narrow window gets whole figures all the same.
     console.width = max(console.width, TABLE_COLUMNS)
@@ -163,9 +190,8 @@ def _show(entries: Sequence[Entry], choice: Choice, references: Mapping[str, flo
     console.print(f"{'▶ ' if choice.entry else 'No level chosen: '}{choice.why}", highlight=False)
     if warned := comparison.warning(entries, choice, references):
         console.print(warned, style="yellow", highlight=False)
-    console.print(
-        "Δ and p: against dense, paired bootstrap. MB: compressed. Latency: a token, over baseline.", style="dim"
-    )
+    said = "Δ and p: against dense, paired bootstrap. MB: compressed, of exports as they are."
+    console.print(said + " Times faster than dense: one text, in turns." * bool(speedups), style="dim")
     console.print(
         f"\nPictures  {layout.COMPARE / 'quality.png'}, {layout.COMPARE / 'layers.png'}\n"
         f"Tables    {layout.COMPARE / 'levels.md'}, {layout.COMPARE / 'levels.csv'}\n"

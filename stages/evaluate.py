@@ -1,20 +1,18 @@
-"""Evaluate one generator: quality, fluency, size and speed.
+"""Evaluate one generator: quality, fluency and size.
 
     python -m stages.evaluate KEY
 
 KEY is `baseline`, `dense` or a level such as `magnitude-0.5`.
 
-In: outputs/data/{train,validation,test}.parquet, the checkpoint of KEY and, for timings, of the baseline; for
-every KEY but `dense`, outputs/predictions/dense.parquet for the paired tests.
-Out: outputs/metrics/evaluate/KEY.json, outputs/predictions/KEY.parquet and outputs/benchmark/KEY.json
-(timings, the only output that differs from run to run, and what they were taken on).
+In: outputs/data/{train,validation,test}.parquet, the checkpoint of KEY and, for what could be pruned, of the
+baseline; for every KEY but `dense`, outputs/predictions/dense.parquet for the paired tests.
+Out: outputs/metrics/evaluate/KEY.json and outputs/predictions/KEY.parquet.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -44,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dense = layout.predictions_file(layout.DENSE)
     control = None if key == layout.DENSE else read_predictions(dense, "test", test)
 
-    from stages.machine import describe
     from stages.runtime import prepare
 
     prepare(settings.runtime)
@@ -52,20 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from stages.models import anatomy, checkpoint
 
     with track("evaluate", key, settings) as run:
-        start = time.perf_counter()
         generator = checkpoint.load(layout.model_folder(key))
-        load_seconds = time.perf_counter() - start
         baseline = generator if key == layout.BASELINE else checkpoint.load(layout.model_folder(layout.BASELINE))
 
         eligible = anatomy.describe(baseline.model).eligible
         splits = {"test": test, "validation": validation}
         figures = _evaluate(key, generator, settings, splits=splits, control=control, eligible=eligible)
         write_json(layout.metrics_file("evaluate", key), figures)
-        speed = _time(generator, baseline, settings, test) | {"load_seconds": load_seconds}
-        # Where it was made goes with what differs from run to run: a level's other outs hold no word of a machine.
-        write_json(layout.BENCHMARK / f"{key}.json", speed | describe(settings.runtime))
-        run.log_metrics(figures | speed)
-    _show(key, figures, speed, settings.evaluate.confidence)
+        run.log_metrics(figures)
+    _show(key, figures, settings.evaluate.confidence)
 
 
 def _evaluate(
@@ -112,23 +104,7 @@ def _evaluate(
     return rounded(figures | sizes(generator.model, layout.model_folder(key), eligible))
 
 
-def _time(generator: Generator, baseline: Generator, settings: params.Params, test: Inputs) -> dict[str, float]:
-    from stages.evaluation.generation import decoding
-    from stages.evaluation.timing import timings
-
-    timing = settings.evaluate.timing
-    speed = timings(
-        generator,
-        baseline,
-        test.sources,
-        count=timing.texts,
-        batch_size=timing.batch_size,
-        options=decoding(settings.evaluate),
-    )
-    return speed | {"threads": settings.runtime.threads}
-
-
-def _show(key: str, figures: dict[str, float], speed: dict[str, float], confidence: float) -> None:
+def _show(key: str, figures: dict[str, float], confidence: float) -> None:
     """Print a short table: score, interval, and difference from dense."""
     from rich.console import Console
     from rich.table import Table
@@ -155,8 +131,6 @@ def _show(key: str, figures: dict[str, float], speed: dict[str, float], confiden
         ("sparsity", f"{figures['sparsity']:.2%}"),
         ("nonzero_parameters", f"{figures['nonzero_parameters']:,}"),
         ("compressed_bytes", f"{figures['compressed_bytes']:,}"),
-        ("latency_ms_p50", f"{speed['latency_ms_p50']:.1f}"),
-        ("tokens_per_second", f"{speed['tokens_per_second']:.0f}"),
     ):
         table.add_row(name, value)
     Console().print(table)

@@ -16,6 +16,9 @@ DECIDING = ("torch", "transformers", "tokenizers", "numpy", "safetensors", "acce
 VARIABLES = ("ATEN_CPU_CAPABILITY", "CUBLAS_", "DNNL_", "KMP_", "MKL_", "ONEDNN_", "OPENBLAS_", "TORCH_")
 """Names, or how names begin, of variables that choose kernels. (`runtime.threads` overrides NAME_NUM_THREADS.)"""
 
+INSTRUCTIONS = ("amx", "asimd", "avx", "bf16", "f16c", "fma", "i8mm", "sve")
+"""How the names begin, in /proc/cpuinfo, of instructions that kernels for matrices use."""
+
 
 def describe(runtime: Runtime) -> dict[str, str | int]:
     """What computes here: torch, processor and instructions or GPU, precision as `auto` comes out, threads."""
@@ -26,6 +29,17 @@ def describe(runtime: Runtime) -> dict[str, str | int]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_processor()}, {_instructions()}"
     precision = "bf16" if autocast_bf16(runtime) else "fp32"
     return {"torch": torch.__version__, "device": device, "precision": precision, "threads": runtime.threads}
+
+
+def features() -> dict[str, str | int]:
+    """What decides how fast it computes: cores this process may use, and the CPU's vector and matrix instructions."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        flags = re.search(r"^(?:flags|Features)\s*: (.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
+    except OSError:
+        flags = None
+    names = sorted(name for name in (flags[1].split() if flags else ()) if name.startswith(INSTRUCTIONS))
+    return {"cores": cores, "cpu_features": " ".join(names)}
 
 
 def _processor() -> str:

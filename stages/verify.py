@@ -14,7 +14,6 @@ Out: nothing. The stages run in a scratch clone, without DVC's run cache, and wh
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ from stages.sweep import board, closure, graph, memory_needed, show_failures, ta
 from stages.tracking.pipeline import Entry, Pipeline, split_name
 
 SCRATCH = layout.SCRATCH / "verify"
-TIMINGS = (layout.BENCHMARK, layout.COMPARE / "speed.csv")
+TIMINGS = (layout.BENCHMARK,)
 """Outs that differ from run to run."""
 EXECUTE = ("--force", "--no-run-cache", "--no-commit")
 """Options of `dvc repro`: run the command whatever the lock says, restore nothing, put nothing into the cache."""
@@ -248,33 +247,25 @@ def _show(verdicts: Sequence[Verdict], commit: str, runtime: params.Runtime) -> 
         return
     path, where = next(iter(first.differences.items()))
     console.print(f"{commit[:7]}: differs first in {first.stage}: {path}: {where}", markup=False)
-    for line in _reasons(split_name(first.stage)[1], runtime):
+    for line in _reasons(runtime):
         console.print(f"    {line}", markup=False)
 
 
-def _reasons(key: str | None, runtime: params.Runtime) -> Iterator[str]:
+def _reasons(runtime: params.Runtime) -> Iterator[str]:
     """What is not as it was where the committed level was made, as far as it can be told."""
     from stages import machine
 
     here = machine.describe(runtime)
-    made = next((row for row in _timings() if row["key"] == (key or layout.DENSE)), {})
+    file = layout.BENCHMARK / "machine.json"
+    made = read_json(file) if file.is_file() else {}
     for name, value in here.items():
-        if (was := made.get(name)) and was != str(value):
-            yield f"{name}: {value} here, {was} where {made['key']} was made"
+        if (was := made.get(name)) and was != value:
+            yield f"{name}: {value} here, {was} where the benchmark of that commit was run"
     if PINS.is_file():
         yield from machine.unlike_pins(PINS.read_text(encoding="utf-8"))
     yield from (f"{variable} is set" for variable in machine.variables())
     unknown = "" if "device" in made else "; the commit does not say where it was made"
     yield f"here: {', '.join(f'{name} {value}' for name, value in here.items())}{unknown}"
-
-
-def _timings() -> list[dict[str, str]]:
-    """What the commit has of timings and what they were taken on, a row a level."""
-    path = layout.COMPARE / "speed.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 if __name__ == "__main__":

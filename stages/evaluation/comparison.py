@@ -23,13 +23,12 @@ Figures = Mapping[str, float]
 class Entry:
     """One row of the comparison: the control, the baseline or a level.
 
-    `figures` is its metrics file of the evaluate stage, `speed` its benchmark file.
+    `figures` is its metrics file of the evaluate stage.
     """
 
     key: str
     method: str
     figures: Figures
-    speed: Figures
 
     @property
     def is_level(self) -> bool:
@@ -71,8 +70,7 @@ def read_entries(levels: Sequence[Level]) -> list[Entry]:
             # What pruning alone leaves, before the weights are tuned again.
             pruned = _read_figures(layout.metrics_file("prune", key), ["validation_loss"])
             figures["validation_loss_pruned"] = pruned["validation_loss"]
-        speed = _read_figures(layout.BENCHMARK / f"{key}.json", ["latency_ratio"])
-        entries.append(Entry(key, method, figures, speed))
+        entries.append(Entry(key, method, figures))
     return entries
 
 
@@ -124,12 +122,6 @@ def quality_table(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         {"key": entry.key, "method": entry.method} | {name: entry.figures.get(name) for name in columns}
         for entry in entries
     ]
-
-
-def speed_table(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """A row an entry with its timings."""
-    columns = dict.fromkeys(name for entry in entries for name in entry.speed)
-    return [{"key": entry.key} | {name: entry.speed.get(name) for name in columns} for entry in entries]
 
 
 def curve_table(entries: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -55,7 +55,7 @@ def draw_quality(
     metric = choice.metric
     levels = [entry for entry in entries if entry.is_level]
     offsets = _offsets(levels)
-    with _figure(10.5, 4.6) as figure:
+    with figure_of(10.5, 4.6) as figure:
         left, right = figure.subplots(1, 2)
         for axes, score in ((left, metric), (right, f"{metric}_delta")):
             _curves(axes, levels, offsets, score)
@@ -77,7 +77,7 @@ def draw_quality(
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7), frameon=False)
         ring = "" if choice.entry is None else f"   Ring: {choice.entry.key}, chosen on validation."
         figure.suptitle(f"Bars and bands: {confidence:.0%} intervals.{ring}", x=0.01, ha="left", fontsize=9)
-        _save(figure, path)
+        save(figure, path)
 
 
 def draw_layers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -93,7 +93,7 @@ def draw_layers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         shares[layers[row["layer"]], keys[row["key"]]] = row["sparsity"]
     height = min(1.8 + LAYER_INCHES * len(layers), TALLEST_INCHES)
-    with _figure(4.6 + 0.42 * len(keys), max(height, 3.0)) as figure:
+    with figure_of(4.6 + 0.42 * len(keys), max(height, 3.0)) as figure:
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         axes.set_xticks(range(len(keys)), list(keys), rotation=90, fontsize=8)
@@ -114,7 +114,7 @@ def draw_layers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.set_title("Sparsity of each weight matrix, %", loc="left", fontweight="bold")
         bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 6 / height), aspect=25, format=PercentFormatter(1))
         bar.outline.set_visible(False)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _offsets(levels: Sequence[Entry]) -> dict[str, float]:
@@ -193,7 +193,7 @@ def _difference_band(axes: Axes, levels: Sequence[Entry], score: str, max_drop: 
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
+def figure_of(width: float, height: float) -> Iterator[Figure]:
     """A figure that no matplotlibrc of the machine changes."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -213,7 +213,8 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
             plt.close(figure)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG, the same bytes for the same figure."""
     with replacing(path) as partial:
         # Matplotlib would write its own version into the file.
         figure.savefig(partial, format="png", metadata={"Software": None})

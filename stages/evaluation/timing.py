@@ -1,13 +1,14 @@
-"""Latency and throughput of `generate`, measured side by side with the baseline.
+"""Latency and throughput of `generate`, of several generators side by side in one process.
 
-Timings differ from run to run and machine to machine, so nothing that must be bit-exact holds them. A level
-and the baseline take turns text by text: whatever else the machine does slows both.
+Timings differ from run to run and machine to machine, so nothing that must be bit-exact holds them. Generators take
+turns batch by batch, each going first as often: whatever else the machine does slows all of them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,56 +16,94 @@ import numpy as np
 from stages.evaluation.generation import generate_batch
 from stages.models.checkpoint import Generator
 
-WARM_UP = 3
-"""Texts generated before the clock starts."""
-LENGTH = 16
-"""Tokens an output must have where speeds are compared, so that a level is not quick because it says little."""
+QUARTILES = {"p25": 0.25, "p50": 0.5, "p75": 0.75}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one batch is generated.
+
+    Attributes:
+        batch_size: texts at a time.
+        num_beams: 1 for greedy search.
+        tokens: that every output has, so that a level is not quick because it says little; None: as many as the
+            generator makes of it.
+    """
+
+    batch_size: int
+    num_beams: int
+    tokens: int | None
+
+    @property
+    def name(self) -> str:
+        """How its figures begin."""
+        if self.tokens is None:
+            return "latency_ms"
+        beams = f"_beams{self.num_beams}" if self.num_beams > 1 else ""
+        return f"batch{self.batch_size}{beams}_tokens_per_second"
+
+    def options(self, generators: Sequence[Generator]) -> dict[str, Any]:
+        """Arguments of `model.generate` that every one of some generators can meet."""
+        options: dict[str, Any] = {"num_beams": self.num_beams, "do_sample": False}
+        if self.tokens is not None:
+            length = min(self.tokens, *(generator.max_target_tokens for generator in generators))
+            options |= {"min_new_tokens": length, "max_new_tokens": length}
+        return options
+
+
+def settings(batch_sizes: Sequence[int], num_beams: Sequence[int], tokens: int) -> list[Setting]:
+    """What is measured: the latency of one text by greedy search, as long as it comes, then all throughputs."""
+    throughput = [Setting(size, beams, tokens) for beams in num_beams for size in batch_sizes]
+    return [Setting(1, 1, None), *throughput]
 
 
 def timings(
-    level: Generator,
-    baseline: Generator,
+    generators: Sequence[Generator],
     texts: Sequence[str],
+    measured: Sequence[Setting],
     *,
-    count: int,
-    batch_size: int,
-    options: dict[str, Any],
-) -> dict[str, float]:
-    """Time a level and the baseline.
+    rounds: int,
+) -> list[dict[str, float]]:
+    """Time generators, which take turns, after one round that is not counted.
 
     Args:
-        level: the generator in question.
-        baseline: what it is compared with.
-        texts: at least one input.
-        count: texts generated one at a time; `texts` are taken evenly spaced, and again if they are fewer.
-        batch_size: of throughput.
-        options: arguments of `model.generate`.
+        generators: at least one; the first is what the others are compared with.
+        texts: at least one input; each round takes others, evenly spaced.
+        measured: settings.
+        rounds: times that each generator does each setting.
 
     Returns:
-        `latency_ms_p50` and `latency_ms_p90` of one text, as long as the level makes it; `latency_ratio`, the
-        median time of exactly `LENGTH` tokens, level over baseline; `tokens_per_second` of one batch of
-        `LENGTH` tokens a text.
+        For each generator and setting: quartiles of `latency_ms` or of tokens per second (`NAME_p25`, `NAME_p50`,
+        `NAME_p75`), and as `speedup` or `NAME_speedup` how many times faster than the first it is, by medians.
     """
-    chosen = spread(texts, count)
-    length = min(LENGTH, level.max_target_tokens, baseline.max_target_tokens)
-    exact = options | {"min_new_tokens": length, "max_new_tokens": length}
-    for text in chosen[:WARM_UP]:
-        for generator in (level, baseline):
-            generate_batch(generator, [text], exact)
-    free = [seconds(level, [text], options) for text in chosen]
-    taken = np.empty((count, 2))
-    for i, text in enumerate(chosen):
-        # Turns swap so that neither always runs on the caches the other has left.
-        for which in (i % 2, 1 - i % 2):
-            taken[i, which] = seconds((level, baseline)[which], [text], exact)
-    p50, p90 = np.quantile(free, [0.5, 0.9]) * 1000
-    batch = spread(texts, batch_size)
-    return {
-        "latency_ms_p50": float(p50),
-        "latency_ms_p90": float(p90),
-        "latency_ratio": float(np.median(taken[:, 0]) / np.median(taken[:, 1])),
-        "tokens_per_second": length * batch_size / seconds(level, batch, exact),
-    }
+    taken = np.empty((len(measured), len(generators), rounds))
+    options = [setting.options(generators) for setting in measured]
+    for number in range(-1, rounds):
+        for i, setting in enumerate(measured):
+            batch = spread(texts, setting.batch_size * rounds)[max(number, 0) :: rounds]
+            for turn in range(len(generators)):
+                which = (number + turn) % len(generators)
+                elapsed = seconds(generators[which], batch, options[i])
+                if number >= 0:
+                    taken[i, which, number] = elapsed
+    return [_figures(measured, options, taken, which) for which in range(len(generators))]
+
+
+def _figures(
+    measured: Sequence[Setting], options: Sequence[dict[str, Any]], taken: np.ndarray, which: int
+) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for i, setting in enumerate(measured):
+        own = taken[i, which]
+        if setting.tokens is None:
+            values, prefix = own * 1000, "speedup"
+        else:
+            tokens = options[i]["max_new_tokens"] * setting.batch_size
+            values, prefix = tokens / own, f"{setting.name.removesuffix('_tokens_per_second')}_speedup"
+        for name, share in QUARTILES.items():
+            figures[f"{setting.name}_{name}"] = float(np.quantile(values, share))
+        figures[prefix] = float(np.median(taken[i, 0]) / np.median(own))
+    return figures
 
 
 def seconds(generator: Generator, texts: Sequence[str], options: dict[str, Any]) -> float:

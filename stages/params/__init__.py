@@ -16,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from stages.errors import UserError
 from stages.layout import Level
+from stages.params.benchmark import Benchmark
 from stages.params.export import Export
 from stages.params.finetune import Distillation, Lora
 from stages.params.prune import Method, Prune
@@ -206,13 +207,6 @@ class Sweep(Section):
         return [Level(method, sparsity) for method in self.method for sparsity in self.sparsity]
 
 
-class Timing(Section):
-    """How latency and throughput are measured."""
-
-    texts: Positive
-    batch_size: Positive
-
-
 class Evaluate(Section):
     """Generation and the statistics behind every figure."""
 
@@ -227,7 +221,6 @@ class Evaluate(Section):
     fluency_order: Annotated[int, Field(ge=2, le=6)]
     bootstrap_samples: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
-    timing: Timing
 
 
 class Target(Section):
@@ -271,6 +264,7 @@ class Params(Section):
     finetune: Finetune
     evaluate: Evaluate
     export: Export
+    benchmark: Benchmark
     target: Target
     search: Search
     tracking: Tracking

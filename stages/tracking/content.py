@@ -20,12 +20,17 @@ IDENTITY = "espalier.identity"
 REVISION = "espalier.revision"
 KEY = "espalier.key"
 STAGES = "dvc.stages"
-PLAIN_STAGES = ("evaluate", "benchmark")
+PLAIN_STAGES = ("evaluate",)
 """Stages whose figures need no prefix: they are what levels are compared by."""
+BENCHMARK, EXPORT = "benchmark", "export"
+"""Stages that measure all levels, or one, at once."""
 COUNTS = ("sparsity", "parameters", "nonzero_parameters", "eligible_parameters")
 """Figures that need none in any stage: they say of the level's model what the last stage counted."""
 CURVES = ("loss", "validation_loss", "learning_rate", "sparsity")
 """Columns of a curve file that are drawn."""
+TEXTS = ("key", "level", "runtime")
+"""Columns of speed.csv that are no figures."""
+SIZE = "size_bytes"
 LARGEST = 1.7976931348623157e308
 """What MLflow stores for an infinite metric."""
 LONGEST_TAG = 8000
@@ -77,6 +82,8 @@ def describe(pipeline: Pipeline, run: Run) -> Content:
         content.tags |= {KEY: run.key, COLOR_TAG: color(run.key)}
     for entry in run.entries:
         _add_entry(content, pipeline.root, entry)
+    if run.key is not None and run.entries:
+        _add_speed(content, pipeline, run.key)
     if run.entries:
         content.tags[STAGES] = " ".join(entry.name for entry in run.entries)
     return content
@@ -127,6 +134,31 @@ def _add_entry(content: Content, root: Path, entry: Entry) -> None:
             content.metrics |= {final_name(entry.stage, name): stored(v) for name, v in _figures(data).items()}
         else:
             content.curves |= {curve_name(entry.stage, name): points for name, points in _curves(data)}
+
+
+def _add_speed(content: Content, pipeline: Pipeline, key: str) -> None:
+    """Timings of a level under their plain names; those of its exports, and their scores, as `onnx/bleu`."""
+    entries = {entry.name: entry for entry in pipeline.current_entries()}
+    files = {BENCHMARK: layout.BENCHMARK / "speed.csv", EXPORT: layout.metrics_file(EXPORT)}
+    found: dict[str, str] = {}
+    for stage, file in files.items():
+        if md5 := entries[stage].outs.get(file.as_posix()) if stage in entries else None:
+            data = _read(pipeline.root / file, md5)
+            if data is None:
+                content.missing.append(file.as_posix())
+            else:
+                found[stage] = data
+    exported = json.loads(found.get(EXPORT, "{}"))
+    for row in csv.DictReader(found.get(BENCHMARK, "").splitlines()):
+        if row["level"] != key:
+            continue
+        prefix = "" if row["key"] == key else f"{row['key']}/"
+        for name, value in row.items():
+            if name not in TEXTS and not (name == SIZE and not prefix):  # which `evaluate` has of levels
+                content.metrics[prefix + name] = stored(float(value))
+        content.metrics |= {
+            name: stored(value) for name, value in exported.items() if prefix and name.startswith(prefix)
+        }
 
 
 def _read(path: Path, md5: str) -> str | None:

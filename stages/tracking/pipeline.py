@@ -235,8 +235,7 @@ def _matrix_item(key: str | None) -> dict[str, str]:
 
 
 def _is_figures(path: str) -> bool:
-    folders = (layout.METRICS, layout.BENCHMARK)
-    return path.endswith(".json") and any(Path(path).is_relative_to(folder) for folder in folders)
+    return path.endswith(".json") and Path(path).is_relative_to(layout.METRICS)
 
 
 def _is_source(path: str) -> bool:

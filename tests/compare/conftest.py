@@ -92,8 +92,6 @@ class Project:
     def entry(self, key: str, method: str | None, sparsity: float, **changes: float) -> None:
         """Write all that belongs to one key."""
         self.write_json(f"metrics/evaluate/{key}.json", figures(method, sparsity) | changes)
-        speed = {"latency_ms_p50": 20.0, "tokens_per_second": 900.0, "latency_ratio": 1.01, "threads": 2}
-        self.write_json(f"benchmark/{key}.json", speed)
         self.write_json(f"metrics/prune/{key}.json", {"validation_loss": 3.0 + sparsity})
         tune = self.folder / "outputs/metrics/finetune"
         tune.mkdir(parents=True, exist_ok=True)

@@ -35,13 +35,24 @@ def test_levels_stand_dense_first_then_baseline_then_as_in_params(project: Any, 
     assert {"size_bytes", "compressed_bytes", "nonzero_parameters", "slot_error_rate_high"} <= set(level)
 
 
-def test_timings_are_kept_apart(project: Any, compare: Run) -> None:
+def test_speed_and_exports_are_shown_once_they_are_measured(
+    project: Any, compare: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     compare()
     before = digests(project.folder / "outputs/compare")
-    project.write_json("benchmark/taylor-0.9.json", {"latency_ms_p50": 1.0, "latency_ratio": 7.5})
-    assert "7.50×" in compare()
-    after = digests(project.folder / "outputs/compare")
-    assert {name for name in after if after[name] != before[name]} == {"speed.csv"}
+    main(["--show"])
+    assert "faster" not in capsys.readouterr().out
+    figures = json.loads(project.read("metrics/evaluate/taylor-0.7.json")) | {"bleu": 47.5, "bleu_delta": -0.75}
+    project.write_json("metrics/export.json", {f"onnx/{name}": value for name, value in figures.items()})
+    (project.folder / "outputs/benchmark").mkdir()
+    rows = "key,speedup\ndense,1.0\ntaylor-0.7,1.256\nonnx,7.5\n"
+    (project.folder / "outputs/benchmark/speed.csv").write_text(rows)
+    main(["--show"])
+    shown = capsys.readouterr().out
+    assert re.search(r"taylor-0.7 .* 1\.26×", shown) and re.search(r"onnx +47\.5 .* -0\.8 .* 6\.40 +7\.50×", shown)
+    # The stage itself comes before both, and has nothing of timings.
+    assert "faster" not in compare()
+    assert digests(project.folder / "outputs/compare") == before
 
 
 def test_running_again_gives_the_same_bytes(
@@ -243,7 +254,6 @@ def test_spread(scores: list[float], count: int, expected: list[int]) -> None:
         "metrics/references.json",
         "metrics/finetune/random-0.5.layers.csv",
         "metrics/finetune/dense.curve.csv",
-        "benchmark/dense.json",
         "predictions/taylor-0.7.parquet",
     ],
 )

@@ -70,6 +70,18 @@ def test_a_structured_level_is_a_smaller_model_that_needs_none_of_this_project(f
     assert left == pytest.approx((1 - smaller["sparsity"]) * dense["eligible_parameters"], abs=1)
 
 
+def test_levels_and_exports_are_timed_side_by_side(finished):
+    rows = list(csv.DictReader((finished.root / "outputs/benchmark/speed.csv").open()))
+    chosen = read(finished, "outputs/compare/chosen.json")["key"] or "dense"
+    assert [row["key"] for row in rows] == ["dense", "baseline", *KEYS, "onnx", "onnx-int8"]
+    assert [row["level"] for row in rows[-2:]] == [chosen] * 2
+    figures = read(finished, "outputs/metrics/export.json")
+    assert figures["onnx/same_outputs"] == 1
+    assert figures["onnx/bleu"] == read(finished, f"outputs/metrics/evaluate/{chosen}.json")["bleu"]
+    shown = finished.run("python", "-m", "stages.compare", "--show").stdout
+    assert re.search(r"onnx-int8 .*×", shown)
+
+
 def test_nothing_runs_twice(finished):
     assert finished.repro() == []
 

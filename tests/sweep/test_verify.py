@@ -67,7 +67,8 @@ def test_what_is_not_reproducible_is_named_with_what_follows_from_it(again):
     ]
     code.write_text(code.read_text().replace("out.write_text(sys.argv[1])", "\n".join(lines)))
     again.run(sys.executable, "-m", "dvc", "repro", "--force", "evaluate@taylor-0.5", "evaluate@magnitude-0.5")
-    (again.folder / "outputs/compare/speed.csv").write_text("key,torch,threads\ndense,3.0,1\ntaylor-0.5,2.0.1,1\n")
+    (again.folder / "outputs/benchmark").mkdir()
+    (again.folder / "outputs/benchmark/machine.json").write_text('{"torch": "2.0.1", "threads": 1}')
     name = commit(again)
     status, out, _ = verify(again, "taylor-0.5", "magnitude-0.5", MKL_CBWR="AVX2")
     where = "outputs/prune/taylor-0.5: byte "
@@ -75,7 +76,7 @@ def test_what_is_not_reproducible_is_named_with_what_follows_from_it(again):
     assert "prune@taylor-0.5        differs    1 of 1 outs\n" in out and where in out
     assert "evaluate@taylor-0.5     differs    1 of 1 outs, as prune@taylor-0.5 does, which it is made from" in out
     assert f"{name}: differs first in prune@taylor-0.5: {where}" in out
-    assert f"torch: {torch.__version__} here, 2.0.1 where taylor-0.5 was made" in out
+    assert f"torch: {torch.__version__} here, 2.0.1 where the benchmark of that commit was run" in out
     assert "threads:" not in out and "MKL_CBWR=AVX2 is set" in out and "here: torch" in out
 
 

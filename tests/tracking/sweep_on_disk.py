@@ -67,17 +67,13 @@ STAGES: dict[str, Any] = {
         "cmd": "python -m stages.evaluate dense",
         "deps": ["stages/evaluate.py", "outputs/models/finetuned/dense", *DATA],
         "params": ["runtime", "evaluate"],
-        "outs": [
-            "outputs/metrics/evaluate/dense.json",
-            "outputs/predictions/dense.parquet",
-            "outputs/benchmark/dense.json",
-        ],
+        "outs": ["outputs/metrics/evaluate/dense.json", "outputs/predictions/dense.parquet"],
     },
     "evaluate_baseline": {
         "cmd": "python -m stages.evaluate baseline",
         "deps": ["stages/evaluate.py", BASELINE, "outputs/predictions/dense.parquet", *DATA],
         "params": ["runtime", "evaluate"],
-        "outs": ["outputs/metrics/evaluate/baseline.json", "outputs/benchmark/baseline.json"],
+        "outs": ["outputs/metrics/evaluate/baseline.json"],
     },
     "evaluate": {
         "matrix": {"method": "${sweep.method}", "sparsity": "${sweep.sparsity}"},
@@ -89,9 +85,19 @@ STAGES: dict[str, Any] = {
             *DATA,
         ],
         "params": ["runtime", "evaluate"],
-        "outs": [f"outputs/metrics/evaluate/{LEVEL}.json", f"outputs/benchmark/{LEVEL}.json"],
+        "outs": [f"outputs/metrics/evaluate/{LEVEL}.json"],
     },
     "compare": {"cmd": "python -m stages.compare", "deps": ["stages/compare.py"], "outs": ["outputs/compare"]},
+    "export": {
+        "cmd": "python -m stages.export",
+        "deps": ["stages/export.py"],
+        "outs": ["outputs/export", "outputs/metrics/export.json"],
+    },
+    "benchmark": {
+        "cmd": "python -m stages.benchmark",
+        "deps": ["stages/benchmark.py", "outputs/export"],
+        "outs": ["outputs/benchmark/speed.csv"],
+    },
 }
 LEVELS = [f"{method}-{sparsity}" for method in ("magnitude", "l1") for sparsity in (0.5, 0.9)]
 
@@ -106,7 +112,7 @@ class Sweep:
         self.params: dict[str, Any] = YAML(typ="safe").load(REPOSITORY / "params.yaml")
         self._save("params.yaml", self.params)
         self._save("dvc.yaml", {"stages": STAGES})
-        for stage in ("clean", "train", "reference", "prune", "finetune", "evaluate", "compare"):
+        for stage in ("clean", "train", "reference", "prune", "finetune", "evaluate", "compare", "export", "benchmark"):
             self.write(f"stages/{stage}.py", f"# {stage}\n")
         for method in {level.rpartition("-")[0] for level in self.levels}:
             self.write(f"stages/criteria/{method}.py", f"# {method}\n")
@@ -129,7 +135,8 @@ class Sweep:
 
     def run_all(self) -> None:
         self.run("clean", "train", "reference", "finetune_dense", "evaluate_dense", "evaluate_baseline")
-        self.run(*(f"{stage}@{key}" for key in self.levels for stage in ("prune", "finetune", "evaluate")), "compare")
+        self.run(*(f"{stage}@{key}" for key in self.levels for stage in ("prune", "finetune", "evaluate")))
+        self.run("compare", "export", "benchmark")
 
     def run(self, *names: str) -> None:
         """Record stages as DVC would after running them."""
@@ -183,6 +190,11 @@ def output(path: str, cause: str) -> str:
     figures = _figures(path, sparsity, noise)
     if path.endswith(".curve.csv"):
         return _curve(noise)
+    if path.endswith("speed.csv"):
+        rows = [(key, key, "pytorch", 31 + noise, 6_600_000) for key in ("dense", "baseline", *LEVELS)]
+        rows.append(("onnx", LEVELS[0], "onnx", 7 + noise, 7_300_000))
+        lines = [",".join(map(str, row)) for row in rows]
+        return "\n".join(["key,level,runtime,latency_ms_p50,size_bytes", *lines]) + "\n"
     return json.dumps(figures) if path.endswith(".json") else f"{path} {cause}"
 
 
@@ -196,8 +208,8 @@ def _figures(path: str, sparsity: float, noise: float) -> dict[str, float]:
         return counts | {"validation_loss_before": 1.1, "validation_loss_after": 1.1 + 4 * sparsity + noise}
     if "/finetune/" in path:
         return counts | {"loss": 1.12 + sparsity**3, "steps": 282}
-    if "benchmark" in path:
-        return {"latency_ms_p50": 31 + noise, "latency_ms_p90": 44 + noise, "tokens_per_second": 4100 + 9 * noise}
+    if "export" in path:
+        return {"onnx/bleu": 30 + noise, "onnx/same_outputs": 1.0}
     if "train" in path:
         return {"loss": 1.1 + noise / 9, "steps": 2250, "epochs": 8.0, "parameters": 1_648_720}
     bleu = 31 - 9 * sparsity**4 + noise

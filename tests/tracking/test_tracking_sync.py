@@ -50,9 +50,15 @@ def test_a_run_holds_what_the_files_say(sweep: Sweep, database: Path, sync: Sync
     parent = next(run for name, run in found.items() if name.startswith("multiwoz-"))
     run = found["l1-0.9"]
     figures = json.loads((sweep.root / "outputs/metrics/evaluate/l1-0.9.json").read_text())
-    timings = json.loads((sweep.root / "outputs/benchmark/l1-0.9.json").read_text())
+    timings = {row["key"]: row for row in csv.DictReader((sweep.root / "outputs/benchmark/speed.csv").open())}
     pruned = json.loads((sweep.root / "outputs/metrics/prune/l1-0.9.json").read_text())
-    assert {name: run.data.metrics[name] for name in figures | timings} == figures | timings
+    assert {name: run.data.metrics[name] for name in figures} == figures
+    assert run.data.metrics["latency_ms_p50"] == float(timings["l1-0.9"]["latency_ms_p50"])
+    assert not [name for name in run.data.metrics if name.startswith("onnx")]
+    exported = found["magnitude-0.5"].data.metrics
+    assert exported["onnx/latency_ms_p50"] == float(timings["onnx"]["latency_ms_p50"])
+    assert exported["onnx/size_bytes"] == 7_300_000 and exported["onnx/same_outputs"] == 1
+    assert exported["latency_ms_p50"] == float(timings["magnitude-0.5"]["latency_ms_p50"])
     assert run.data.metrics["prune/validation_loss_after"] == pruned["validation_loss_after"]
     assert run.data.metrics["finetune/final_loss"] == pytest.approx(1.12 + 0.9**3)
     rows = list(csv.DictReader((sweep.root / "outputs/metrics/finetune/l1-0.9.curve.csv").open()))
@@ -103,9 +109,9 @@ def test_a_result_made_again_with_the_same_inputs_updates_its_run(
     sweep: Sweep, database: Path, sync: Sync, runs: Runs
 ) -> None:
     sync()
-    timings = sweep.root / "outputs/benchmark/l1-0.5.json"
-    timings.write_text(json.dumps({"latency_ms_p50": 99.5}))
-    out = next(out for out in sweep.lock["evaluate@l1-0.5"]["outs"] if "benchmark" in out["path"])
+    timings = sweep.root / "outputs/benchmark/speed.csv"
+    timings.write_text("key,level,runtime,latency_ms_p50\nl1-0.5,l1-0.5,pytorch,99.5\n")
+    out = next(out for out in sweep.lock["benchmark"]["outs"] if "benchmark" in out["path"])
     out["md5"] = hashlib.md5(timings.read_bytes()).hexdigest()
     sweep.write_lock()
     assert f"{ALL} runs, 1 updated:" in sync()
@@ -188,8 +194,8 @@ def test_levels_that_left_the_sweep_are_passed_over(
     sweep: Sweep, database: Path, sync: Sync, runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """DVC keeps their entries in dvc.lock, `compare` removes their files."""
-    left = [*sweep.root.glob("outputs/metrics/*/l1-*"), *sweep.root.glob("outputs/benchmark/l1-*")]
-    assert len(left) == 2 * 5
+    left = list(sweep.root.glob("outputs/metrics/*/l1-*"))
+    assert len(left) == 2 * 4
     sweep.set("sweep.method", ["magnitude"])
     assert f"{ALL} runs, {ALL} made:" in sync()  # they are shown for as long as their files are there
     for path in left:
@@ -199,7 +205,7 @@ def test_levels_that_left_the_sweep_are_passed_over(
     sweep.set("sweep.method", ["magnitude", "l1"])
     with pytest.raises(SystemExit):
         sync()
-    assert "outputs/benchmark/l1-0.5.json and 9 more missing" in capsys.readouterr().err
+    assert "outputs/metrics/evaluate/l1-0.5.json and 7 more missing" in capsys.readouterr().err
 
 
 def test_a_revision_of_levels_that_left_the_sweep_is_passed_over(sweep: Sweep, database: Path, sync: Sync) -> None:

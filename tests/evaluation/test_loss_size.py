@@ -2,10 +2,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from stages.evaluation import size, timing
+from stages.evaluation import size
 from stages.evaluation.loss import mean_loss
 from stages.evaluation.size import sizes, weight_files
-from stages.evaluation.timing import spread, timings
 from stages.models import checkpoint
 from stages.models.anatomy import describe
 
@@ -13,7 +12,6 @@ pytest_plugins = ["evaluation_fixtures"]
 
 SOURCES = ["bye", "inform ( name , area )", "request ( food )", "bye", "inform ( area )"]
 TARGETS = ["Goodbye !", "The #NAME# is in the #AREA# .", "What food ?", "Bye", "It is in the #AREA# . " * 20]
-GREEDY = {"num_beams": 1, "do_sample": False}
 
 
 def test_loss_is_the_mean_over_the_tokens_of_all_pairs(generator):
@@ -67,37 +65,3 @@ def test_compressed_bytes_fall_with_sparsity_and_add_up_over_blocks(tmp_path, mo
     codec = pa.Codec("zstd", compression_level=size.COMPRESSION_LEVEL)
     data = files[1].read_bytes()
     assert size.compressed(files[1]) == codec.compress(data[:100_000]).size + codec.compress(data[100_000:]).size
-
-
-def test_timings_compare_equal_lengths_in_one_process(generator):
-    found = timings(generator, generator, SOURCES, count=4, batch_size=3, options=GREEDY)
-    assert list(found) == ["latency_ms_p50", "latency_ms_p90", "latency_ratio", "tokens_per_second"]
-    assert 0 < found["latency_ms_p50"] <= found["latency_ms_p90"]
-    assert found["latency_ratio"] > 0
-    assert found["tokens_per_second"] > 0
-
-
-def test_latency_ratio_is_of_level_over_baseline(make_generator, monkeypatch):
-    level, baseline = make_generator("bert"), make_generator("bert")
-    calls = []
-    clock = [0.0]  # not the machine's, which others use as well
-
-    def batch(generator, texts, options):
-        calls.append((generator is level, len(texts), options.get("min_new_tokens")))
-        clock[0] += 0.012 if generator is level else 0.004
-        return []
-
-    monkeypatch.setattr(timing, "generate_batch", batch)
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
-    found = timings(level, baseline, SOURCES, count=4, batch_size=8, options=GREEDY)
-    assert found["latency_ratio"] == pytest.approx(3)
-    assert found["latency_ms_p50"] == pytest.approx(12)
-    assert found["tokens_per_second"] == pytest.approx(8 * timing.LENGTH / 0.012)
-    compared = [is_level for is_level, _, exact in calls if exact][2 * timing.WARM_UP : -1]
-    assert compared == [True, False, False, True] * 2  # turns swap
-
-
-def test_spread_takes_texts_evenly_or_again():
-    assert spread(list("abcdefgh"), 4) == list("aceg")
-    assert spread(list("ab"), 5) == list("ababa")
-    assert spread(list("abc"), 3) == list("abc")
