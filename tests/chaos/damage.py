@@ -6,8 +6,9 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from chaos.faults import Fault, error_of_one_line, no_error
 from chaos.ground import CACHE, FORCE, Ended, Ground
@@ -27,10 +28,12 @@ def flipped(content: bytes, place: int) -> bytes:
 
 
 def damage(path: Path, harm: str) -> None:
-    """Damage a file in place, one that may not be written to as well."""
+    """Damage a file in place as a disk does: nobody may have been allowed to write it, and its mode stays."""
     content = HARMS[harm](path.read_bytes())
+    mode = path.stat().st_mode
     path.chmod(0o644)
     path.write_bytes(content)
+    path.chmod(mode)
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,24 @@ class Input:
     path: str
     commands: tuple[tuple[str, ...], ...]
     """Those that read it, past DVC, which would notice by itself."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Changes with which it is read."""
     harms: tuple[str, ...] = ("cut short", "empty", "one bit flipped at the start")
     how: str = "real: cut short, emptied, a bit flipped where the format tells; read by the stage itself, past DVC"
 
     def inject(self, ground: Ground) -> Iterator[Ended | None]:
         """Damage it in every way, and read it by every command."""
         file = ground.root / self.path
-        whole = file.read_bytes()
+        settings = ground.root / "params.yaml"
         for harm in self.harms:
             for command in self.commands:
+                before = {path: path.read_bytes() for path in (file, settings)}
+                ground.set(**self.params)
                 damage(file, harm)
-                yield ground.end(*command, ESPALIER_TRACKING="off")
-                file.write_bytes(whole)
+                ended = ground.end(*command, ESPALIER_TRACKING="off")
+                for path, content in before.items():
+                    path.write_bytes(content)
+                yield ended
 
     def expect(self, ended: Ended | None) -> Iterator[str]:
         """It is named."""
@@ -204,7 +213,7 @@ def faults(seed: int) -> list[Fault]:
             "damaged Parquet",
             "outputs/data/train.parquet",
             (stage("train"), stage("prune", "magnitude-0.6")),
-            ("cut short", "empty", "one bit flipped at the end"),
+            harms=("cut short", "empty", "one bit flipped at the end"),
         ),
         Input(
             "damaged safetensors of a model",
@@ -213,8 +222,9 @@ def faults(seed: int) -> list[Fault]:
         ),
         Input(
             "damaged masks",
-            "outputs/models/finetuned/magnitude-0.6/masks.safetensors",
-            (stage("densify", "magnitude-0.6", "--output", ".scratch/plain"),),
+            "outputs/models/pruned/magnitude-0.6/masks.safetensors",
+            (stage("finetune", "magnitude-0.6"),),
+            {"finetune": {"schedule": "one_shot"}},
         ),
         Unnoticed(),
         Cached(),

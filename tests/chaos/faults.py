@@ -11,6 +11,9 @@ from typing import Protocol
 
 from chaos.ground import Ended, Ground, copied, finished_files, given_files, objects
 
+SHOWN = 20
+"""Lines of what a command said that are shown where something was lost."""
+
 
 class Fault(Protocol):
     """Something that goes wrong."""
@@ -71,7 +74,7 @@ def tried(family: str, fault: Fault, undisturbed: Ground, scratch: Path) -> Resu
                 times += 1
                 wrong = [*fault.expect(ended), *_harm(ground)]
                 lost += bool(wrong)
-                losses += [f"{why}\n{ended.said if ended else ''}".strip() for why in wrong]
+                losses += [f"{why}\n{_end(ended)}".strip() for why in wrong]
         except TimeoutError as error:
             times += 1
             lost += 1
@@ -81,6 +84,11 @@ def tried(family: str, fault: Fault, undisturbed: Ground, scratch: Path) -> Resu
             losses += wrong
     seconds = round(time.monotonic() - began)
     return Result(Row(family, fault.name, times, times - lost, lost, seconds, fault.how), (*losses,))
+
+
+def _end(ended: Ended | None) -> str:
+    """The last lines of what a command said."""
+    return "\n".join(ended.said.splitlines()[-SHOWN:]) if ended else ""
 
 
 def error_of_one_line(ended: Ended | None, *wanted: str) -> Iterator[str]:
