@@ -25,11 +25,16 @@ def outputs_kept() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if name := os.environ.get("DVC_STAGE"):
-            # Best effort: the error that is on its way says more than a second one about its clean-up would.
-            with suppress(Exception):
-                _check_out(name, os.environ.get("DVC_ROOT", "."))
+        put_back()
         raise
+
+
+def put_back() -> None:
+    """If DVC runs this as a stage, give the workspace its outputs of dvc.lock again."""
+    if name := os.environ.get("DVC_STAGE"):
+        # Best effort: the error that is on its way says more than a second one about its clean-up would.
+        with suppress(Exception):
+            _check_out(name, os.environ.get("DVC_ROOT", "."))
 
 
 def _check_out(name: str, root: str) -> None:

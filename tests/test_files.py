@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,12 @@ def test_whatever_stops_a_stage_is_cleaned_up_after(number, monkeypatch, capsys)
         for one, handler in kept:
             signal.signal(one, handler)
     assert ended.value.code == 130 and "interrupted" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_a_command_imports(tmp_path):
+    (tmp_path / "early.py").write_text(
+        "import os, signal\nimport stages\nos.kill(os.getpid(), signal.SIGINT)\nwhile True: pass\n"
+    )
+    ended = subprocess.run([sys.executable, tmp_path / "early.py"], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 130
+    assert ended.stderr == "interrupted: finished stages are kept; run the same command to go on\n"
