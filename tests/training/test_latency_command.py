@@ -10,7 +10,6 @@ import re
 import pytest
 
 from stages import finetune, latency, layout, params, prune, recipe
-from stages.evaluation import timing
 from stages.models import checkpoint
 from stages.params import PARAMS_FILE
 from stages.params.prune import Latency
@@ -23,19 +22,19 @@ MILLISECONDS = {"reply": 2.0, "encoder_layers": 1.0, "decoder_layers": 4.0, "dec
 
 @pytest.fixture
 def clock(monkeypatch):
-    """What each reply took, and how many tokens were generated of it."""
-    seconds = timing.seconds
+    """What each reply took, and how many tokens it had to have at least and at most."""
+    seconds = latency.seconds
     shown = []
 
-    def known(generator, texts, options):
-        seconds(generator, texts, options)
+    def known(generator, text, options):
+        assert seconds(generator, text, options) > 0
         structure = describe(generator.model)
         parts = amounts(generator.model, structure)(whole(structure))
         took = sum(MILLISECONDS.get(part, 0.0) * amount for part, amount in parts.items()) / 1000
-        shown.append((took, options["max_new_tokens"], len(texts)))
+        shown.append((took, options["min_new_tokens"], options["max_new_tokens"]))
         return took
 
-    monkeypatch.setattr(timing, "seconds", known)
+    monkeypatch.setattr(latency, "seconds", known)
     return shown
 
 
@@ -57,8 +56,8 @@ def test_measured_chosen_and_checked(family, project, clock, capsys):
     out = capsys.readouterr().out
     assert "not fitted:" in out and "prune.structured.latency" in out and "whole" in out
     baseline = checkpoint.load(layout.model_folder("baseline"))
-    assert clock and {texts for *_, texts in clock} == {1} and len({tokens for _, tokens, _ in clock}) == 1
-    assert clock[0][1] == table().target_tokens <= baseline.max_target_tokens
+    tokens = table().target_tokens
+    assert {(least, most) for _, least, most in clock} == {(tokens, tokens)} and tokens <= baseline.max_target_tokens
     assert table().baseline_ms == pytest.approx(told(baseline), rel=2e-3)
     assert table().milliseconds["decoder_layers"] > table().milliseconds.get("encoder_layers", 0)
 
@@ -134,12 +133,12 @@ def test_a_table_that_foretells_badly_is_not_written(project, monkeypatch, capsy
     """Half the time for all structures of one decoder layer that are cut further: no sum of parts."""
     project()
 
-    def uneven(generator, texts, options):
+    def uneven(generator, text, options):
         decoder = generator.model.config.decoder
         narrow = decoder.hidden_size < 16 and decoder.intermediate_size < 32 and decoder.num_hidden_layers < 2
         return 0.002 if narrow else 0.020
 
-    monkeypatch.setattr(timing, "seconds", uneven)
+    monkeypatch.setattr(latency, "seconds", uneven)
     before = PARAMS_FILE.read_bytes()
     with pytest.raises(SystemExit):
         latency.main(["--texts", "1"])
