@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from stages import layout, params
 from stages.errors import UserError, command
 from stages.files import write_json
+from stages.startup import UNUSED, leave_out
 from stages.tracking.live import track
 
 if TYPE_CHECKING:
@@ -137,4 +138,5 @@ def _show(key: str, figures: dict[str, float], confidence: float) -> None:
 
 
 if __name__ == "__main__":
+    leave_out(*UNUSED)
     main()

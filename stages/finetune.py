@@ -20,6 +20,7 @@ from stages import layout, params
 from stages.errors import command
 from stages.files import write_json
 from stages.runtime import prepare, writes_outputs
+from stages.startup import UNUSED, leave_out
 from stages.text.pairs import Pairs, read_pairs
 from stages.tracking.live import track
 
@@ -258,4 +259,5 @@ def _report(
 
 
 if __name__ == "__main__":
+    leave_out(*UNUSED)
     main()

@@ -20,6 +20,7 @@ from stages.errors import command
 from stages.files import digest, replacing, write_json
 from stages.params.prune import Penalty
 from stages.runtime import prepare
+from stages.startup import UNUSED, leave_out
 from stages.text.pairs import Pairs, read_pairs
 
 if TYPE_CHECKING:
@@ -191,4 +192,5 @@ def _penalise(
 
 
 if __name__ == "__main__":
+    leave_out(*UNUSED)
     main()

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import warnings
 
 from stages.errors import UserError
 from stages.params import Runtime
+from stages.startup import collect_rarely
 
 
 def prepare(runtime: Runtime) -> None:
     """Fix threads and seeds of this process, and keep to kernels whose result does not vary."""
-    # Importing makes objects by the million that all stay: looking for garbage among them as often as Python does by
-    # default takes a sixth of the imports' time, in each of three stages a level.
-    gc.set_threshold(100_000, 50, 100)
-    atexit.register(gc.freeze)  # at exit Python would look through them twice more, which takes 1.5 s
+    collect_rarely()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
     import torch
     from transformers import set_seed

@@ -9,18 +9,24 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import stages
 from stages.errors import UserError
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, termination, and a terminal that was closed."""
+DVC = (sys.executable, "-P", "-m", "stages.run_dvc")
+"""With `-P`, of this code and not of a project in the working directory, which may be another revision."""
 
 
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """For DVC: this interpreter first on the path, since stages are `python -m …`, and output line by line."""
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"  # noqa: PTH120
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(changes or {})}
+    package = str(Path(stages.__file__).parents[1])
+    code = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PATH": path, "PYTHONPATH": code, "PYTHONUNBUFFERED": "1", **(changes or {})}
 
 
 def start(command: Sequence[str], variables: Mapping[str, str], **options: Any) -> subprocess.Popen[str]:
@@ -39,7 +45,7 @@ def start(command: Sequence[str], variables: Mapping[str, str], **options: Any) 
 
 def start_dvc(*arguments: str, changes: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
     """Start dvc as `start` does."""
-    return start([sys.executable, "-m", "dvc", *arguments], environment(changes), **options)
+    return start([*DVC, *arguments], environment(changes), **options)
 
 
 class Turn(NamedTuple):
@@ -63,8 +69,7 @@ def dvc(*arguments: str) -> str:
     Raises:
         UserError: it failed; with the last line it said.
     """
-    command = [sys.executable, "-m", "dvc", *arguments]
-    answer = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    answer = subprocess.run([*DVC, *arguments], capture_output=True, encoding="utf-8", check=False, env=environment())
     if answer.returncode:
         last = next((line for line in reversed(answer.stderr.splitlines()) if line.strip()), "no message")
         raise UserError(f"`dvc {arguments[0]}` failed: {last}")

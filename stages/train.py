@@ -17,6 +17,7 @@ from stages import layout, params
 from stages.errors import command
 from stages.files import write_json
 from stages.runtime import prepare, writes_outputs
+from stages.startup import UNUSED, leave_out
 from stages.text.pairs import read_pairs
 from stages.tracking.live import track
 
@@ -80,4 +81,5 @@ def _warn_of_unseen(checkpoints: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    leave_out(*UNUSED)
     main()

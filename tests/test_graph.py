@@ -117,6 +117,7 @@ def test_arrows_point_one_way():
             "machine",
             "scratch",
             "shell",
+            "startup",
         )
     }
     for importer in graph().modules:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from stages.errors import UserError
+from stages.startup import collect_rarely
 from stages.tracking.client import git, project, tracking_uri, workspace
 from stages.tracking.content import Content, as_text, curve_name, describe, final_name, stored
 from stages.tracking.identity import on_disk
@@ -41,6 +42,7 @@ Message = dict[str, Any]
 
 def main() -> None:
     """Record until the stage ends."""
+    collect_rarely()
     ready, terminal = _silence()
     messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
     # Reading goes on while MLflow is imported or slow: the stage must never wait for the pipe.

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from stages.errors import UserError
@@ -103,8 +102,8 @@ def train(
             teacher=teacher,
             model=generator.model,
             args=arguments,
-            train_dataset=_dataset(examples),
-            eval_dataset=_dataset(validation),
+            train_dataset=_Split(examples),
+            eval_dataset=_Split(validation),
             data_collator=_collator(generator),
             compute_loss_func=_token_mean(generator, optimization.label_smoothing, teacher),
             callbacks=[*callbacks, _StopOnDivergence(), progress],
@@ -203,8 +202,8 @@ class _Trainer(ResumableTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if not self._optimization.bucket_by_length:
             return super()._get_train_sampler(train_dataset)
-        assert isinstance(self.train_dataset, Dataset)
-        lengths = self.train_dataset["length"][:]
+        assert isinstance(self.train_dataset, _Split)
+        lengths = self.train_dataset.lengths
         step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return StepBucketSampler(lengths, step, self.args.seed)
 
@@ -213,17 +212,20 @@ class _Trainer(ResumableTrainer):
         super()._save(output_dir, unshared_state(self.model) if state_dict is None else state_dict)
 
 
-def _dataset(examples: Examples) -> Dataset:
-    """Examples with a `length` column to bucket by: the tokens of input and target together."""
-    if not examples:
-        raise UserError("a split has no examples to train or validate on: check outputs/data and clean.split")
-    return Dataset.from_dict(
-        {
-            "input_ids": [example["input_ids"] for example in examples],
-            "labels": [example["labels"] for example in examples],
-            "length": [len(example["input_ids"]) + len(example["labels"]) for example in examples],
-        }
-    )
+class _Split(Dataset[dict[str, list[int]]]):
+    """Examples of a split, with their lengths to bucket by: the tokens of input and target together."""
+
+    def __init__(self, examples: Examples) -> None:
+        if not examples:
+            raise UserError("a split has no examples to train or validate on: check outputs/data and clean.split")
+        self._examples = examples
+        self.lengths = [len(example["input_ids"]) + len(example["labels"]) for example in examples]
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return self._examples[index]
 
 
 def _collator(generator: Generator) -> Callable[[Examples], dict[str, Tensor]]:

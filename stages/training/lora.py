@@ -10,11 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
-import torch
-from peft import LoraConfig
-from peft.tuners.lora import Linear, LoraModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -22,23 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from stages.errors import UserError
 from stages.models.anatomy import Matrix
 from stages.params import Lora
-
-
-class MaskedLinear(Linear):
-    """A linear layer whose adapter changes only the weights that are kept."""
-
-    pruned: Tensor
-    """Of the weight's shape, True where it is masked."""
-
-    def get_delta_weight(self, adapter: str) -> Tensor:
-        """What the adapter adds to the weight, in training and when it is merged."""
-        return super().get_delta_weight(adapter).masked_fill(self.pruned, 0.0)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer with the adapted weight."""
-        layer = self.get_base_layer()
-        weight = layer.weight if self.merged else layer.weight + self.get_delta_weight(self.active_adapters[0])
-        return torch.func.functional_call(layer, {"weight": weight}, (x,))
+from stages.startup import UNUSED, let_in
 
 
 @contextmanager
@@ -61,6 +41,12 @@ def adapted(
         return
     if getattr(model.config, "share_weights", False):
         raise UserError("finetune.lora cannot adapt sides that share their weights: set rank to 0")
+    let_in(*UNUSED)
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+
+    from stages.training.masked_linear import MaskedLinear
+
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     layers = [name.removesuffix(".weight") for name in matrices]
     config = LoraConfig(

@@ -10,7 +10,8 @@ from stages.errors import UserError
 from stages.models import anatomy
 from stages.params import Lora
 from stages.pruning import criterion, engine, masks
-from stages.training.lora import MaskedLinear, adapted
+from stages.training.lora import adapted
+from stages.training.masked_linear import MaskedLinear
 
 KNOBS = Lora(rank=2, alpha=4.0)
 
