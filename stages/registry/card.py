@@ -14,7 +14,7 @@ import stages
 from stages import layout
 from stages.evaluation.comparison import NAMES, difference, number, percent, reference_lines, with_interval
 from stages.evaluation.samples import escape
-from stages.registry import metadata
+from stages.registry import metadata, speed
 from stages.registry.level import Finished, target
 from stages.registry.metadata import CHECKPOINTS, licence, title
 
@@ -31,8 +31,8 @@ LAYERS = (
 """What configs call their numbers of layers: of an encoder, of either or of the only stack, of a decoder."""
 GENERAL = ("prune.scope", "prune.pattern", "prune.allocation")
 TUNING = ("finetune.schedule", "finetune.learning_rate", "finetune.distillation.weight", "finetune.lora.rank")
-TIMES = {"latency_ms_p50": ".1f", "latency_ms_p90": ".1f", "latency_ratio": ".2f", "tokens_per_second": ",.0f"}
-"""How timings are written, in the order of the table."""
+MACHINE = ("device", "torch", "precision", "threads")
+"""What is said of where timings were taken."""
 
 
 def make(finished: Finished) -> ModelCard:
@@ -188,24 +188,20 @@ def _results(finished: Finished) -> Iterable[str]:
 
 
 def _speed(finished: Finished) -> Iterable[str]:
-    here = {key: finished.timings(key) for key in dict.fromkeys((finished.key, layout.DENSE))}
-    rows = [
-        (key, *(f"{taken[name]:{form}}" for name, form in TIMES.items()))
-        for key, taken in here.items()
-        if all(name in taken for name in TIMES)
-    ]
+    rows, on = speed.read(finished)
     yield "## Speed"
     yield ""
-    if not rows:
-        yield "Not measured here."
-        return
-    yield from _table(
-        ["", "ms a text, median", "90 %", "time a token, over baseline", "tokens a second, batched"], rows
-    )
-    yield ""
-    on = here[finished.key] or here[layout.DENSE]
-    where = {name: on[name] for name in ("device", "torch", "precision", "threads") if name in on}
-    yield f"In PyTorch; {', '.join(f'{name} {value}' for name, value in where.items()) or 'where, is not recorded'}."
+    if rows:
+        yield from _table(*speed.table(rows))
+        yield ""
+        where = ", ".join(f"{name} {on[name]}" for name in MACHINE if name in on)
+        yield (
+            f"Generators took turns in one process: {where}. Medians (quartiles) of {on['rounds']} batches; a text by "
+            f"greedy search, as long as it comes; throughputs with {on['tokens']} tokens a text. Times faster: than "
+            "dense."
+        )
+    else:
+        yield "Not measured: the commit has no benchmark of it."
     if finished.level is not None and not finished.is_smaller:
         yield "Zeros in a dense matrix make a model compressible, not faster."
 

@@ -103,7 +103,7 @@ class Finished:
         Raises:
             UserError: it is missing, or is not the one that dvc.lock has.
         """
-        return self._proved(self.entries[self.maker], layout.model_folder(self.key))
+        return self.proved(self.entries[self.maker], layout.model_folder(self.key))
 
     @property
     def checkpoint_md5(self) -> str:
@@ -153,7 +153,7 @@ class Finished:
         Raises:
             UserError: as for the checkpoint.
         """
-        return self._proved(self.entries["evaluate"], layout.predictions_file(self.key))
+        return self.proved(self.entries["evaluate"], layout.predictions_file(self.key))
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -211,11 +211,6 @@ class Finished:
         lines = git("status", "--porcelain", "-uall", "--", *FILES, *sources, folder=self.pipeline.root).splitlines()
         return sorted(line.split(maxsplit=1)[1] for line in lines)
 
-    def timings(self, key: str) -> Figures:
-        """What `key` took when it was measured; nothing if that is not here."""
-        path = self.pipeline.root / layout.BENCHMARK / f"{key}.json"
-        return read_json(path) if path.is_file() else {}
-
     def _changed(self) -> list[str]:
         """Params and files that are not as they were when its stages ran."""
         changed: dict[str, None] = {}
@@ -226,10 +221,14 @@ class Finished:
         return list(changed)
 
     def _read(self, entry: Entry, path: Path) -> Figures:
-        return read_json(self._proved(entry, path))
+        return read_json(self.proved(entry, path))
 
-    def _proved(self, entry: Entry, path: Path) -> Path:
-        """A path in the workspace, if what is there is what an entry of dvc.lock has."""
+    def proved(self, entry: Entry, path: Path) -> Path:
+        """A path in the workspace, if what is there is what an entry of dvc.lock has.
+
+        Raises:
+            UserError: it is not, or is missing.
+        """
         root = self.pipeline.root
         if not (root / path).exists():
             raise UserError(f"{path} is missing: run `dvc pull {entry.name}`, or `dvc repro {entry.name}`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,7 +66,7 @@ class Versions:
             self._client.get_registered_model(self.name)
         except MlflowException:
             self._client.create_registered_model(self.name, description=ABOUT)
-        return self._client.create_model_version(
+        version = self._client.create_model_version(
             self.name,
             logged.model_uri,
             run_id,
@@ -73,6 +74,9 @@ class Versions:
             description=shortened(description),
             model_id=logged.model_id,
         )
+        made = json.dumps([{"name": self.name, "version": version.version}])
+        self._client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": made})  # for the UI's link
+        return version
 
     def name_as(self, version: ModelVersion, alias: str) -> None:
         """Give a version an alias, which another one may have had."""

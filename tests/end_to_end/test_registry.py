@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -143,6 +144,11 @@ def test_a_card_holds_what_the_files_say(key, here, project, nowhere, tmp_path):
     head = project.run("git", "rev-parse", "HEAD").stdout.strip()
     assert f"git checkout {head}\ndvc repro evaluate@{key}\npython -m stages.verify {key}" in made.text
     assert "uncommitted" not in made.text
+    lines = Path("outputs/benchmark/speed.csv").read_text().splitlines()
+    timed = {row["key"]: row for row in csv.DictReader(lines)}
+    middle, faster = (float(timed[key][name]) for name in ("latency_ms_p50", "speedup"))
+    assert re.search(rf"\| {key} \| pytorch \| {middle:.1f} \(.*\) \| {faster:.2f} \|", made.text)
+    assert "| dense | pytorch |" in made.text
 
     program = re.search(r"```python\n(.*?)```", made.text, re.DOTALL).group(1)
     folder = f"outputs/models/finetuned/{key}"
