@@ -115,6 +115,8 @@ def test_arrows_point_one_way():
             "bitmasks",
             "runtime",
             "machine",
+            "pool",
+            "processes",
             "scratch",
             "shell",
             "startup",

@@ -13,13 +13,15 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import layout, machine
+from stages import layout, machine, params
 from stages.cluster import results
 from stages.cluster.connection import by_value, connected, on_worker, versions
 from stages.cluster.workshop import CALL, Made, Workshop
 from stages.errors import INTERRUPTED, UserError
+from stages.processes import Processes
 from stages.scratch import commit_of
 from stages.shell import dvc, git, start_dvc
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 PACKAGES = (*machine.DECIDING, "dvc", "filelock")
 WRITTEN = (layout.OUTPUTS, layout.SCRATCH, "dvc.lock")
 """By stages: what need not be committed."""
+PIPELINE = Path("dvc.yaml")
 
 
 @contextmanager
@@ -127,6 +130,8 @@ class _Chain:
     """Stages that a worker has been given."""
 
     names: Sequence[str]
+    here: Sequence[str]
+    """Those that are to run on this machine when the worker has finished the others."""
     tell: Callable[[Any], None]
     attempt: str = ""
     """Of them there are several if a worker is lost."""
@@ -147,6 +152,7 @@ class Workers:
     """A `Place`: the workers of a Dask cluster, each with a clone of the project.
 
     What a worker has pushed is restored in this workspace from the DVC remote's run cache before a chain has ended.
+    Stages whose outs git holds, which DVC keeps no runs of, run on this machine: they compare, and measure time.
     """
 
     shared = False
@@ -154,6 +160,8 @@ class Workers:
     def __init__(self, client: Client, workshop: Workshop) -> None:
         """Listen to what workers say."""
         self._client = client
+        self._uncached = stages_without_runs(PIPELINE)
+        self._here = Processes(1, lambda: 0, [])
         self._code = by_value(workshop)
         self._chains: dict[str, _Chain] = {}
         self._lock = threading.RLock()
@@ -170,15 +178,21 @@ class Workers:
 
     def start(self, names: Sequence[str], tell: Callable[[Any], None]) -> None:
         """Give stages to the cluster."""
+        count = next((at for at, name in enumerate(names) if name.partition("@")[0] in self._uncached), len(names))
+        given, here = list(names[:count]), names[count:]
+        if not given:
+            self._here.start(here, tell)
+            return
         key = f"{names[0]}-{uuid.uuid4().hex}"
-        self._chains[key] = _Chain(names, tell)
-        future = self._client.submit(on_worker(self._code, "make"), list(names), key, key=f"espalier-{key}", pure=False)
+        self._chains[key] = _Chain(given, here, tell)
+        future = self._client.submit(on_worker(self._code, "make"), given, key, key=f"espalier-{key}", pure=False)
         self._futures[key] = future
         future.add_done_callback(lambda done: self._end(key, done))
 
     def stop(self, number: int) -> None:
         """Send a signal to what workers run, and take back what they have not begun."""
         self._stopping = True
+        self._here.stop(number)
         if (restoring := self._restoring) is not None:
             with suppress(ProcessLookupError):
                 os.killpg(restoring.pid, number)
@@ -234,7 +248,10 @@ class Workers:
                 said = self._restore(ended.finished) if together and some[1:] else together
                 for line in said:
                     ended.chain.tell(line)
-                ended.chain.tell(ended.status or int(bool(said)))
+                if ended.chain.here and not (ended.status or said or self._stopping):
+                    self._here.start(ended.chain.here, ended.chain.tell)
+                else:
+                    ended.chain.tell(ended.status or int(bool(said)))
 
     def _restore(self, names: Sequence[str]) -> list[str]:
         """Have DVC restore what workers have pushed; what it said if it could not."""
@@ -251,6 +268,17 @@ class Workers:
                 said.append("error: what the worker made cannot be restored: it is not on the DVC remote as pushed")
         self._restoring = None
         return said if process.wait() else []
+
+
+def stages_without_runs(file: Path) -> set[str]:
+    """Names, without levels, of stages that DVC keeps no runs of: git holds outs of theirs that are no metrics."""
+    stages = params.read_yaml(file)["stages"]
+    return {
+        name
+        for name, stage in stages.items()
+        for out in stage.get("outs", [])
+        if isinstance(out, dict) and any(options.get("cache") is False for options in out.values())
+    }
 
 
 def _reason(error: BaseException) -> str:
