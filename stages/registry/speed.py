@@ -12,6 +12,7 @@ from stages.registry.level import Figures, Finished
 
 STAGE = "benchmark"
 THROUGHPUT = re.compile(r"batch(\d+)(?:_beams(\d+))?_tokens_per_second_p50")
+COLUMNS = ("key", "level", "runtime", "speedup", "load_seconds", "peak_memory_bytes")
 Row = Mapping[str, str]
 
 
@@ -25,20 +26,22 @@ def read(finished: Finished) -> tuple[list[Row], Figures]:
     if entry is None:
         return [], {}
     files = [finished.proved(entry, layout.BENCHMARK / name) for name in ("speed.csv", "machine.json")]
-    rows = read_csv(files[0], "key", "level", "runtime", "speedup", *(f"latency_ms_p{q}" for q in (25, 50, 75)))
+    rows = read_csv(files[0], *COLUMNS)
     return [row for row in rows if row["level"] == finished.key or row["key"] == layout.DENSE], read_json(files[1])
 
 
 def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells: latency with quartiles, how many times faster than dense, throughputs."""
+    """Header and cells: latency with quartiles, times faster than dense, throughputs, load time, peak memory."""
     throughputs = {name: found for name in rows[0] if (found := THROUGHPUT.fullmatch(name))}
     header = ["", "runtime", "ms a text", "times faster"]
     for found in throughputs.values():
         header.append(f"tokens/s of {found[1]}" + (f", {found[2]} beams" if found[2] else ""))
+    header += ["load, s", "memory, MB"]
     cells = []
     for row in rows:
         low, middle, high = (float(row[f"latency_ms_p{share}"]) for share in (25, 50, 75))
         speeds = [f"{float(row[name]):,.0f}" for name in throughputs]
         timed = [f"{middle:.1f} ({low:.1f}–{high:.1f})", f"{float(row['speedup']):.2f}"]
-        cells.append([row["level"], row["runtime"], *timed, *speeds])
+        taken = [f"{float(row['load_seconds']):.2f}", f"{float(row['peak_memory_bytes']) / 1e6:.0f}"]
+        cells.append([row["level"], row["runtime"], *timed, *speeds, *taken])
     return header, cells
