@@ -6,12 +6,17 @@ To record one stage, DVC reads all of dvc.lock with a parser that keeps comments
 Both are pure Python: seconds a stage in a sweep of a dozen levels, half a minute in one of a hundred. The file is
 made by DVC and holds no comments. Here it is read by the plain parser, not at all while no other process has changed
 it, and written as it was but for the entries that differ: the same text, under another name first.
+
+A DVC that is killed while it notes which files it uses leaves that note empty, and no DVC works any more until it is
+gone; here it is removed.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +26,9 @@ from stages.files import replacing
 from stages.startup import collect_rarely
 
 LOCK = "dvc.lock"
+NOTE = Path(".dvc/tmp/rwlock")
+NOTE_S = 2.0
+"""Seconds that a note may stay half written: writing it takes a thousandth of one."""
 HEAD = "schema: '2.0'\nstages:\n"
 _ENTRY = re.compile(r"^  (\S.*):\n", re.MULTILINE)
 Lock = dict[str, Any]
@@ -29,11 +37,28 @@ Lock = dict[str, Any]
 def main() -> int:
     """Run DVC; its exit status."""
     collect_rarely()
+    forget_broken_note(next((f for f in (Path.cwd(), *Path.cwd().parents) if (f / ".dvc").is_dir()), Path()) / NOTE)
     import dvc.dvcfile
     from dvc.cli import main as dvc_main
 
     dvc.dvcfile.modify_yaml = modifier(dvc.dvcfile.modify_yaml)
     return dvc_main(sys.argv[1:])
+
+
+def forget_broken_note(note: Path) -> None:
+    """Remove what a killed DVC has left of its note of files in use, which nobody can read."""
+    until = time.monotonic() + NOTE_S
+    while True:
+        try:
+            json.loads(note.read_text(encoding="utf-8"))
+            return
+        except OSError:  # none
+            return
+        except ValueError:
+            if time.monotonic() > until:
+                note.unlink(missing_ok=True)
+                return
+            time.sleep(0.05)
 
 
 def modifier(slow: Any) -> Any:

@@ -120,3 +120,21 @@ def test_it_is_dvc_with_its_own_code_whatever_stands_in_the_folder(tmp_path, mon
     _, said = process.communicate(timeout=300)
     assert process.returncode != 0 and "no-such-command" in said
     assert shell.environment()["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+def test_after_a_dvc_that_was_killed_in_the_middle_of_its_note(again, monkeypatch):
+    note = again.folder / run_dvc.NOTE
+    note.write_text('{"read": {')
+    monkeypatch.chdir(again.folder)
+    assert shell.dvc("status").startswith("Data and pipelines are up to date")
+    assert again.run(sys.executable, "-m", "dvc", "status").startswith("Data and pipelines are up to date")
+
+
+def test_a_note_that_is_being_written_stays(tmp_path, monkeypatch):
+    note = tmp_path / "rwlock"
+    note.write_text("{")
+    whole = '{"write": {}, "read": {}}'
+    monkeypatch.setattr(run_dvc.time, "sleep", lambda seconds: note.write_text(whole) and None)
+    run_dvc.forget_broken_note(note)
+    assert note.read_text() == whole
+    run_dvc.forget_broken_note(tmp_path / "none")
