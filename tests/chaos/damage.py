@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -65,7 +66,8 @@ class Input:
 
     def expect(self, ended: Ended | None) -> Iterator[str]:
         """It is named."""
-        yield from error_of_one_line(ended, Path(self.path).name)
+        path = Path(self.path)
+        yield from error_of_one_line(ended, rf"{re.escape(path.name)}|{re.escape(str(path.parent))}")
 
 
 @dataclass(frozen=True)

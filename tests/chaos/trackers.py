@@ -15,6 +15,8 @@ from chaos.ground import FORCE, RUNNING, Ended, Ground
 
 SLOW_S = 4.0
 """Seconds that a slow server takes to answer, whatever it is asked."""
+QUIET = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""A server without the half dozen processes of jobs that nothing here asks for."""
 LATER = r"not tracked: .*`python -m stages\.sync` adds the run later"
 
 
@@ -107,7 +109,9 @@ def server(ground: Ground) -> Iterator[tuple[str, Callable[[], None]]]:
     home = ground.root / ".scratch/server"
     home.mkdir(parents=True, exist_ok=True)
     command = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--workers", "1"]
-    run = ground.start(*command, "--artifacts-destination", str(home), "--host", "127.0.0.1", "--port", str(port))
+    run = ground.start(
+        *command, "--artifacts-destination", str(home), "--host", "127.0.0.1", "--port", str(port), **QUIET
+    )
     try:
         listening(port, run.process)
         yield f"http://127.0.0.1:{port}", lambda: (run.process.poll() is None and run.kill()) and None
