@@ -15,7 +15,7 @@ import psutil
 from chaos.faults import Fault
 from chaos.ground import FORCE, RUNNING, Ended, Ground, Started
 
-MORE = 6
+MORE = 10
 """Kills beside one in every stage."""
 TARGETS = ("all", "stage")
 """`dvc repro` and all it started, as by a power cut; the stage's process alone, as by a system short of memory."""
