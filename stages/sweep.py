@@ -80,6 +80,8 @@ def _place(args: argparse.Namespace, tasks: Sequence[Task], needs: Mapping[str, 
     from stages.cluster.place import workers_at
 
     names = {task.name for task in tasks}
+    if data := next((name for name in sorted(names) if name.endswith(".dvc")), None):
+        raise UserError(f"{data.removesuffix('.dvc')} is not as {data} has it: `dvc add` it, commit, and `dvc push`")
     with workers_at(args.scheduler, args.repository, sorted(closure(names, needs) - names)) as place:
         yield place
 

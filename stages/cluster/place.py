@@ -73,6 +73,8 @@ def _workshop(repository: str | None, filled: bool) -> Workshop:
         if answer.returncode:
             raise UserError("workers clone the project: give --repository URL, or `git remote add origin URL`")
         repository = answer.stdout.strip()
+    if Path(repository).exists():
+        repository = str(Path(repository).absolute())
     with suppress(UserError):
         if dvc("config", "core.remote").strip():
             return Workshop(

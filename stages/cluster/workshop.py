@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from stages.cluster.connection import VARIABLE, differing
 from stages.errors import INTERRUPTED, UserError
 from stages.scratch import ELSEWHERE
-from stages.shell import environment, start, turn
+from stages.shell import start, turn
 
 CALL = "import pickle, sys; code, arguments = pickle.load(sys.stdin.buffer); pickle.loads(code)(*arguments)"
 """Python that calls what comes on its standard input."""
@@ -202,10 +202,11 @@ class Workshop:
 
     def _variables(self) -> dict[str, str]:
         """For what runs in the clone: nothing that leads out of it, and MLflow only on a server."""
-        kept = {name: value for name, value in environment().items() if not name.startswith((*ELSEWHERE, VARIABLE))}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith((*ELSEWHERE, VARIABLE))}
         tracking = {} if "MLFLOW_TRACKING_URI" in kept else {"ESPALIER_TRACKING": "off"}
         site = {"DVC_SITE_CACHE_DIR": str(self._home() / "site"), "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0"}
-        return kept | tracking | site
+        return kept | tracking | site | {"PATH": path, "PYTHONUNBUFFERED": "1"}
 
     def _home(self) -> Path:
         """Where this machine's workers keep their clones, and the DVC cache that the clones share."""

@@ -7,18 +7,17 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 from dask_cluster import Cluster, cluster
 from shared import ROOT
 
-from stages import params
-from stages.cluster import connection
+from stages.cluster import connection, results
 from stages.cluster import spread as spreading
 from stages.cluster.connection import by_value, connected, differing, versions
 from stages.cluster.spread import Spread
+from stages.cluster.workshop import Workshop
 from stages.errors import UserError
 from stages.text.cleaning import OUTPUTS, clean_pairs
 from stages.text.deduplicate import shingles
@@ -213,11 +212,13 @@ def test_code_travels_by_value(monkeypatch):
 
     from stages.text import filtering
 
-    text = by_value((shingles, filtering._identifier, partial(filtering.Filter.__call__)))
+    workshop = Workshop("url", "0" * 40, "", {}, "topic", True, by_value(results.reach), by_value(results.push))
+    text = by_value((shingles, filtering._identifier, filtering.Filter.__call__, workshop))
     code = (
-        "import pickle, sys; sys.modules['stages'] = None; shingles, identifier, call = pickle.load(sys.stdin.buffer); "
-        "print(sorted(shingles('abcd')), identifier() is identifier())"
+        "import pickle, sys; sys.modules['stages'] = None; "
+        "shingles, identifier, call, workshop = pickle.load(sys.stdin.buffer); "
+        "print(sorted(shingles('abcd')), identifier() is identifier(), workshop._variables.__name__); "
+        "pickle.loads(workshop.push), pickle.loads(workshop.reach), workshop.stop(2)"
     )
     done = subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, cwd=ROOT.parent, check=True)
-    assert done.stdout.decode().strip() == "['abc', 'bcd'] True"
-    assert params.__name__ == "stages.params"
+    assert done.stdout.decode().strip() == "['abc', 'bcd'] True _variables"

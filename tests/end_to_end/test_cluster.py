@@ -8,7 +8,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
 from dask_cluster import cluster
 from project import ACCESS, Project
 from ruamel.yaml import YAML
@@ -34,7 +33,6 @@ def without_levels(finished: Project, root: Path) -> Project:
     return ours
 
 
-@pytest.mark.timeout(600)
 def test_levels_made_by_two_workers_of_which_one_is_killed(finished: Project, bucket: tuple[str, str], tmp_path: Path):
     ours = without_levels(finished, tmp_path / "ours")
     endpoint, url = bucket

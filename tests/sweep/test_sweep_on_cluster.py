@@ -138,6 +138,13 @@ def test_what_workers_cannot_work_with_is_one_line(project, two_workers, tmp_pat
 
     scheduler = ("--scheduler", two_workers.address)
     assert "leave --jobs and --pull out" in refusal(*scheduler, "--pull")
+    data = project.folder / "data.txt"
+    data.write_text("as added")
+    project.run(sys.executable, "-m", "dvc", "add", "-q", data.name)
+    data.write_text("changed")
+    assert "data.txt is not as data.txt.dvc has it: `dvc add` it" in refusal(*scheduler)
+    for name in ("data.txt", "data.txt.dvc", ".gitignore"):
+        (project.folder / name).unlink()
     assert "give --repository URL, or `git remote add origin URL`" in refusal(*scheduler)
     origin = tmp_path / "origin"
     project.run("git", "clone", "-q", "--bare", str(project.folder), str(origin))
