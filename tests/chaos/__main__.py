@@ -60,13 +60,16 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m chaos", description="Inject faults into the real pipeline.")
-    parser.add_argument("family", nargs="*", choices=[[], *FAMILIES], help="these only")
+    parser.add_argument("family", nargs="*", metavar="FAMILY", help=f"of {', '.join(FAMILIES)}: these only")
     parser.add_argument("--only", action="append", help="faults whose name holds this; may be repeated")
     parser.add_argument("--seed", type=int, default=0, help="of what is random")
     parser.add_argument("--finished", type=Path, help="a small project whose pipeline ran, to save that")
     parser.add_argument("--csv", type=Path, default=CSV, help="add the rows to this file")
     parser.add_argument("--report", action="store_true", help=f"put the latest row of each fault into {report.PAGE}")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if unknown := sorted(set(args.family) - set(FAMILIES)):
+        parser.error(f"{unknown[0]} is no family of faults: choose from {', '.join(FAMILIES)}")
+    return args
 
 
 def _chosen(args: argparse.Namespace) -> list[tuple[str, Fault]]:

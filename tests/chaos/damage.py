@@ -134,7 +134,7 @@ class Checkpoint:
     """The checkpoint that a killed training would go on from is damaged."""
 
     name: str = "damaged checkpoint of a training that was killed"
-    how: str = "real: each of its files in turn, cut short or a bit flipped"
+    how: str = "real: another of its files each time, cut short, emptied or a bit flipped"
 
     def inject(self, ground: Ground) -> Iterator[Ended | None]:
         """Kill a training, damage what it left, go on."""
