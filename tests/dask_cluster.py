@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -38,13 +38,14 @@ class Cluster:
 
     def running(self, *words: str) -> dict[int, psutil.Process]:
         """The process whose command line ends with words, by the index of the worker that started it."""
-        return {
-            index: child
-            for index, worker in enumerate(self.workers)
-            if worker.poll() is None
-            for child in psutil.Process(worker.pid).children(recursive=True)
-            if child.is_running() and child.cmdline()[-len(words) :] == list(words)
-        }
+        found = {}
+        for index, worker in enumerate(self.workers):
+            if worker.poll() is None:
+                for child in psutil.Process(worker.pid).children(recursive=True):
+                    with suppress(psutil.Error):  # it has just ended
+                        if child.cmdline()[-len(words) :] == list(words):
+                            found[index] = child
+        return found
 
     def stop(self) -> None:
         """End all processes."""
