@@ -64,7 +64,7 @@ def run(project: Project, step: dict[str, Any]) -> tuple[int, str]:
 
 
 def test_every_step_works_in_its_order(pull_request):
-    assert WORKFLOW["defaults"]["run"]["shell"] == "bash" and set(WORKFLOW["jobs"]) == {"lock", "test"}
+    assert WORKFLOW["defaults"]["run"]["shell"] == "bash" and set(WORKFLOW["jobs"]) == {"lock", "test", "audit"}
     for name, step in steps("lock").items():
         status, said = run(pull_request, step)
         assert status == 0, f"{name}: {said}"
@@ -91,4 +91,4 @@ def test_the_tests_are_those_of_the_makefile(pull_request):
 def test_nothing_from_a_pull_request_is_pasted_into_a_command():
     """A branch may be called `$(…)`: such values go through the environment."""
     commands = [step["run"] for job in WORKFLOW["jobs"] for step in steps(job).values()]
-    assert len(commands) == 5 and not any("${{" in command for command in commands)
+    assert len(commands) == 6 and not any("${{" in command for command in commands)

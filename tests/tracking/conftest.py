@@ -28,6 +28,8 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     """A finished sweep in the working directory, with no database yet."""
     for name in ("DVC_ROOT", "DVC_STAGE", "MLFLOW_TRACKING_URI", "ESPALIER_TRACKING", "RANK"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("TIMEOUT", "MAX_RETRIES"):  # `connect` leaves them to whoever comes next in this process
+        monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
     paths = (str(REPOSITORY), str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.setattr("stages.tracking.pipeline.SETTLED_S", 0.0)  # only DVC writes a lock piece by piece
