@@ -186,7 +186,8 @@ class Workers:
             self._here.start(here, tell)
             return
         key = f"{names[0]}-{uuid.uuid4().hex}"
-        self._chains[key] = _Chain(given, here, tell)
+        with self._lock:
+            self._chains[key] = _Chain(given, here, tell)
         future = self._client.submit(on_worker(self._code, "make"), given, key, key=f"espalier-{key}", pure=False)
         self._futures[key] = future
         future.add_done_callback(lambda done: self._end(key, done))
@@ -201,7 +202,9 @@ class Workers:
         with suppress(Exception):  # of a cluster that is gone nothing runs
             self._client.run(on_worker(self._code, "stop"), number, on_error="ignore")
         kill = number == signal.SIGKILL
-        self._client.cancel([self._futures[key] for key, chain in self._chains.items() if kill or not chain.attempt])
+        with self._lock:
+            begun = {key for key, chain in self._chains.items() if chain.attempt}
+        self._client.cancel([future for key, future in tuple(self._futures.items()) if kill or key not in begun])
 
     def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
         """Pass a line on that a worker's DVC printed."""
