@@ -64,7 +64,7 @@ class Finished:
         if changed := found._changed():
             more = f" and {len(changed) - 1} more" * (len(changed) > 1)
             raise UserError(
-                f"{key} was made before {changed[0]}{more} changed, so that no commit would say how: run `dvc repro "
+                f"{key} was made before {changed[0]}{more} changed, and is not what this commit makes: run `dvc repro "
                 f"{target(key)}`, or check out the commit that it was made by"
             )
         return found
