@@ -36,8 +36,8 @@ def _without(text: str, secret: str) -> str:
 
 def refusal(text: str) -> str | None:
     """What to do about an error with which a server refuses a person; None if it is another one."""
-    if "401" in text and "authenticat" in text.lower():
+    if "error code 401" in text:
         return "refuses: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of an account there"
-    if "403" in text or "Permission denied" in text:
+    if "error code 403" in text:
         return "refuses: this account may not write there; ask its administrator"
     return None

@@ -39,12 +39,11 @@ def test_what_the_environment_has(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_refusals() -> None:
-    said = refusal(
-        "API request to endpoint /api failed with error code 401 != 200. Response body: 'You are not authenticated."
-    )
-    assert said is not None and "MLFLOW_TRACKING_PASSWORD" in said
-    assert "administrator" in (refusal("PERMISSION_DENIED: Permission denied") or "")
-    assert refusal("the run 4017 is not there") is None
+    said = "API request to endpoint /api failed with error code {} != 200. Response body: '…'"
+    assert "MLFLOW_TRACKING_PASSWORD" in (refusal(said.format(401)) or "")
+    assert "administrator" in (refusal(said.format(403)) or "")
+    assert refusal(said.format(404)) is None
+    assert refusal("run a401b403 is not there") is None
 
 
 @pytest.mark.parametrize(
