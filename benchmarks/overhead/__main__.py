@@ -1,0 +1,57 @@
+"""What the project adds to the work itself.
+
+    python -m benchmarks.overhead cleaning [--rows N ...]   rows a second of a core, with near-duplicates and without
+    python -m benchmarks.overhead memory [--rows N ...]     peak memory of cleaning, and its curve
+    python -m benchmarks.overhead graph [--levels 100]      `dvc repro` and `dvc status` with nothing to do
+    python -m benchmarks.overhead sweep [LEVEL ...]         wall time of a sweep over the compute of its levels
+
+In:  params.yaml, data/raw and, for `sweep`, a finished pipeline, which stays as it is.
+Out: a table on standard output; of `memory` also docs/images/cleaning_memory.png.
+
+Projects and data are made in a temporary folder (TMPDIR), which is removed: a million rows take 150 MB there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.errors import UserError, command
+
+PICTURE = Path("docs/images/cleaning_memory.png")
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure one of them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description="What the project adds.")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    kinds.add_parser("cleaning").add_argument("--rows", type=int, nargs="+", default=[200_000])
+    memory = kinds.add_parser("memory")
+    memory.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 2_000_000, 5_000_000, 10_000_000])
+    memory.add_argument("--picture", type=Path, default=PICTURE)
+    kinds.add_parser("graph").add_argument("--levels", type=int, default=100)
+    kinds.add_parser("sweep").add_argument("levels", nargs="*", metavar="LEVEL")
+    args = parser.parse_args(arguments)
+    if args.kind != "graph" and args.kind != "sweep" and min(args.rows) < 1:
+        raise UserError("--rows must be 1 or more")
+    if args.kind == "graph":
+        from benchmarks.overhead.graph import measure
+
+        measure(args.levels)
+    elif args.kind == "sweep":
+        from benchmarks.overhead.sweep import measure as measure_sweep
+
+        measure_sweep(args.levels)
+    else:
+        from benchmarks.overhead import cleaning
+
+        if args.kind == "cleaning":
+            cleaning.show_rates(args.rows)
+        else:
+            cleaning.show_memory(args.rows, args.picture)
+
+
+if __name__ == "__main__":
+    main()
