@@ -45,7 +45,7 @@ def measure(levels: Sequence[str]) -> None:
         raise UserError(f"{', '.join(sorted(unknown))}: no level of the sweep in params.yaml")
     layout.SCRATCH.mkdir(exist_ok=True)
     with clone_of(commit_of("HEAD"), layout.SCRATCH):
-        dvc("checkout")
+        dvc("checkout", "--with-deps", *(f"evaluate@{key}" for key in keys))
         Path(".scratch").mkdir(exist_ok=True)
         cost([sys.executable, "-m", "benchmarks.overhead.sweep", *keys], Path.cwd())
         compute = sum(json.loads(SECONDS.read_text(encoding="utf-8")))
