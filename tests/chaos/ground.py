@@ -203,7 +203,7 @@ def adopted(folder: Path, made: Path) -> Ground:
     if ground.run("git", "status", "--porcelain").stdout:
         ground.commit("finished")
     stages = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
-    ground.seconds = dict.fromkeys(stages, 8.0)
+    ground.seconds = dict.fromkeys(stages, 5.0)
     return described(ground)
 
 

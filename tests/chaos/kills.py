@@ -27,7 +27,7 @@ class Kill:
 
     stage: str
     share: float
-    """Of the seconds that the stage took undisturbed; above 1 DVC commits it, or is on its way to the next."""
+    """Of the seconds that the stage took undisturbed; at the end DVC commits it."""
     target: str
 
 
@@ -63,7 +63,7 @@ def planned(seed: int, ground: Ground, only: tuple[str, ...]) -> list[Kill]:
     draw = random.Random(seed)
     stages = only or tuple(ground.seconds)
     chosen = [*stages, *draw.choices(stages, k=0 if only else MORE)]
-    return [Kill(stage, draw.uniform(0.05, 1.15), draw.choice(TARGETS)) for stage in sorted(chosen, key=stages.index)]
+    return [Kill(stage, draw.uniform(0.05, 1), draw.choice(TARGETS)) for stage in sorted(chosen, key=stages.index)]
 
 
 def struck(ground: Ground, kill: Kill, command: tuple[str, ...]) -> Ended | None:
@@ -75,8 +75,10 @@ def struck(ground: Ground, kill: Kill, command: tuple[str, ...]) -> Ended | None
         return None
     if kill.target == "stage" and (victim := stage_process(run, ground.root)):
         os.kill(victim, signal.SIGKILL)
-        return run.wait()
-    return run.kill()
+        ended = run.wait()
+    else:
+        ended = run.kill()
+    return ended if ended.status else None  # it was done before the signal came
 
 
 def stage_process(run: Started, root: Path) -> int | None:
