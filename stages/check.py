@@ -21,7 +21,7 @@ from stages import params
 from stages.errors import UserError, command
 from stages.shell import dvc
 from stages.sweep import graph
-from stages.tracking.pipeline import Entry, Pipeline, md5_of, md5_of_files
+from stages.tracking.pipeline import Entry, Pipeline, files_in, md5_of, md5_of_files
 
 SHOWN = 4
 """Stages that are named, and changes of each."""
@@ -90,7 +90,7 @@ def _as_locked(path: str, made: Mapping[str, str]) -> str | None:
         if not all(Path(out).is_dir() for out in folders):
             return UNKNOWN
         inside = {out: md5 for out, md5 in inside.items() if out not in folders}
-        files = inside | {file.as_posix(): md5_of(Path(), str(file)) for file in place.rglob("*") if file.is_file()}
+        files = inside | {file.as_posix(): md5_of(Path(), str(file)) for file in files_in(Path(), path)}
         return md5_of_files({Path(file).relative_to(place).as_posix(): md5 for file, md5 in files.items()})
     if not place.exists() and Path(f"{path}.dvc").is_file():
         return str(params.read_yaml(Path(f"{path}.dvc"))["outs"][0]["md5"])

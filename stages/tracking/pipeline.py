@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -159,13 +160,23 @@ class Pipeline:
 
 
 def md5_of(root: Path, path: str) -> str:
-    """md5 of a file or folder as dvc.lock has it; "" if there is none. (.dvcignore is not looked at.)"""
+    """md5 of a file or folder as dvc.lock has it; "" if there is none."""
     place = root / path
     if not place.is_dir():
         return _md5_of_file(place) if place.is_file() else ""
-    return md5_of_files(
-        {file.relative_to(place).as_posix(): _md5_of_file(file) for file in place.rglob("*") if file.is_file()}
-    )
+    return md5_of_files({file.relative_to(place).as_posix(): _md5_of_file(file) for file in files_in(root, path)})
+
+
+def files_in(root: Path, path: str) -> Iterator[Path]:
+    """Files in a folder, at any depth, but those that .dvcignore names (patterns of a name alone)."""
+    file = root / ".dvcignore"
+    lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
+    patterns = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
+    place = root / path
+    for found in place.rglob("*"):
+        parts = found.relative_to(place).parts
+        if found.is_file() and not any(fnmatch(part, pattern) for part in parts for pattern in patterns):
+            yield found
 
 
 def md5_of_files(md5s: Mapping[str, str]) -> str:

@@ -70,6 +70,7 @@ class Project:
         self.set_sweep(method=["magnitude", "taylor"], sparsity=[0.5, 0.9])
         self.run("git", "init", "-q")
         self.run(sys.executable, "-m", "dvc", "init", "-q")
+        shutil.copy(ROOT / ".dvcignore", folder)
         self.run(sys.executable, "-m", "dvc", "config", "core.analytics", "false")
 
     def set_sweep(self, **values: list) -> None:
