@@ -75,9 +75,10 @@ class Signal:
         ):
             run = ground.start(*FORCE, stage)
             run.until(RUNNING)
-            run.running(0.6 * ground.seconds[stage])
-            os.killpg(run.process.pid, number)
-            yield run.wait()
+            if run.running(0.4 * ground.seconds[stage]):
+                os.killpg(run.process.pid, number)
+            if (ended := run.wait()).status:  # else it was done before the signal came
+                yield ended
 
     def expect(self, ended: Ended | None) -> Iterator[str]:
         """DVC or the stage says so."""
