@@ -1,8 +1,9 @@
 """Structures to measure, and what their times say of each part.
 
-Times are taken of the whole model and of smaller ones that are cut of it: of each knob half or three quarters, and half
-of every two. Others, of which everything is cut, are not fitted: they show how well the parts add up to a time that was
-not measured.
+Times are taken of the whole model and of smaller ones that are cut of it: of each knob half or three quarters, half of
+every two, and much of everything, without which small models would be told by what is left of large ones: their weights
+fit a cache. Others, of which everything is cut too, are not fitted: they show how well the parts add up to a time that
+was not measured.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def grid(structure: Structure, rules: Structured) -> list[Point]:
     fitted: list[Mapping[Knob, float]] = [{}]
     fitted += [{knob: lost} for knob in knobs for lost in (0.5, 0.75)]
     fitted += [dict.fromkeys(pair, 0.5) for pair in itertools.combinations(knobs, 2)]
-    checked: list[Mapping[Knob, float]] = [dict.fromkeys(knobs, lost) for lost in (0.25, 0.5, 0.75)]
-    checked += [{knob: (0.25, 0.75)[(place + odd) % 2] for place, knob in enumerate(knobs)} for odd in (0, 1)]
+    fitted += [dict.fromkeys(knobs, lost) for lost in (0.5, 0.75)] + [_turns(knobs, 0.25, 0.75)]
+    checked: list[Mapping[Knob, float]] = [dict.fromkeys(knobs, lost) for lost in (0.25, 0.4, 0.65)]
+    checked += [_turns(knobs, 0.75, 0.25)]
     points: dict[str, Point] = {}
     for number, shares in enumerate([*fitted, *checked]):
         sizes = {knob: left for knob, lost in shares.items() if (left := knob.left(lost)) < knob.size}
@@ -101,6 +103,10 @@ def nonnegative(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
             best, error = np.zeros(columns), found
             best[list(subset)] = solved
     return best
+
+
+def _turns(knobs: Sequence[Knob], one: float, other: float) -> dict[Knob, float]:
+    return {knob: other if place % 2 else one for place, knob in enumerate(knobs)}
 
 
 def _label(knob: Knob, left: int) -> str:
