@@ -58,7 +58,8 @@ def build(model: Model, texts: Sequence[str], placeholder: str | None = None) ->
     make = _encoder_decoder if model.kind == "encoder_decoder" else _auto
     built = make(model, tokenizer, size)
     if model.architecture and not model.tokenizer.checkpoint:
-        tokenizer = as_loaded(tokenizer, built.config)
+        with _blaming("model.config"):
+            tokenizer = as_loaded(tokenizer, built.config)
     if (grown := vocabulary_size(tokenizer)) > size:
         _resize(built, grown)
     built.generation_config.max_length = None
