@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from shared import ROOT, SMALL, merge
+from shared import ROOT, SMALL_RUN, merge
 
 from stages.verify import TIMINGS
 
@@ -20,17 +20,8 @@ NAMES = ["phone", "post", "area", "name", "food", "price", "stars", "type"]
 METHODS = ["magnitude", "l1", "structured"]
 KEYS = ["magnitude-0.6", "l1-0.6", "structured-0.6"]
 MASKED = KEYS[:2]
-CHANGES: dict[str, Any] = {
-    "runtime": {"threads": 1, "precision": "fp32"},
-    "data": {"path": "data/raw/small.csv"},
-    "clean": {"workers": 1},
-    "model": {
-        "encoder": {"config": SMALL["bert"]},
-        "decoder": {"config": SMALL["bert"]},
-        "tokenizer": {"vocab_size": 320},
-        "max_source_tokens": 24,
-        "max_target_tokens": 32,
-    },
+CHANGES: dict[str, Any] = SMALL_RUN | {
+    "model": SMALL_RUN["model"] | {"max_target_tokens": 32},
     "train": {"epochs": 3, "batch_size": 8, "learning_rate": 0.01},
     "sweep": {"method": METHODS, "sparsity": [0.6]},
     "prune": {

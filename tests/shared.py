@@ -41,6 +41,18 @@ SMALL["roberta"] = SMALL["bert"]
 SMALL["marian"] = SMALL["mbart"] = SMALL["bart"]
 SMALL["qwen2"] = SMALL["llama"]
 FAMILIES = tuple(SMALL)
+SMALL_RUN: dict[str, Any] = {
+    "runtime": {"threads": 1, "precision": "fp32"},
+    "data": {"path": "data/raw/small.csv"},
+    "clean": {"workers": 1},
+    "model": {
+        "encoder": {"config": SMALL["bert"]},
+        "decoder": {"config": SMALL["bert"]},
+        "tokenizer": {"vocab_size": 320},
+        "max_source_tokens": 24,
+    },
+}
+"""Changes to params.yaml for a pipeline that takes seconds."""
 SOURCES = ["inform ( name , area )", "request ( food )", "bye", "你好 ( 名称 )"]
 TARGETS = ["The #NAME# is in the #AREA# .", "What food would you like ?", "Goodbye !", "推荐您去 [名称] 。"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
-from shared import ROOT, SMALL
+from shared import ROOT, SMALL_RUN
 
 from benchmarks import rows as csv_rows
 from benchmarks.study import __main__ as study
@@ -167,17 +167,8 @@ def test_a_small_study_for_real(tmp_path):
     raw = tmp_path / "data" / "raw" / "small.csv"
     acts = [f"Hotel-Inform ({one}, {two})" for one in "abcdef" for two in "ghijkl"]
     raw.write_text("act,utterance\n" + "".join(f'"{act}",It is #HOTEL-INFORM-{act[14].upper()}# .\n' for act in acts))
-    small = {
-        "runtime": {"threads": 1, "precision": "fp32"},
-        "data": {"path": "data/raw/small.csv"},
-        "clean": {"workers": 1},
-        "model": {
-            "encoder": {"config": SMALL["bert"]},
-            "decoder": {"config": SMALL["bert"]},
-            "tokenizer": {"vocab_size": 320},
-            "max_source_tokens": 24,
-            "max_target_tokens": 16,
-        },
+    small = SMALL_RUN | {
+        "model": SMALL_RUN["model"] | {"max_target_tokens": 16},
         "train": {"epochs": 1, "batch_size": 8},
         "finetune": {"epochs": 1, "batch_size": 8, "gradient_accumulation": 1, "refresh_steps": 1},
         "prune": {"calibration": {"samples": 8, "batch_size": 8}},

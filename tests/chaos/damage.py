@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,17 @@ def damage(path: Path, harm: str) -> None:
     path.chmod(mode)
 
 
+@contextmanager
+def kept(*paths: Path) -> Iterator[None]:
+    """Have files as they were after the block, whatever becomes of them in it."""
+    before = {path: path.read_bytes() for path in paths}
+    try:
+        yield
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
+
+
 @dataclass(frozen=True)
 class Input:
     """A finished file that later stages read, and that is damaged in the workspace."""
@@ -56,12 +67,10 @@ class Input:
         settings = ground.root / "params.yaml"
         for harm in self.harms:
             for command in self.commands:
-                before = {path: path.read_bytes() for path in (file, settings)}
-                ground.set(**self.params)
-                damage(file, harm)
-                ended = ground.end(*command, ESPALIER_TRACKING="off")
-                for path, content in before.items():
-                    path.write_bytes(content)
+                with kept(file, settings):
+                    ground.set(**self.params)
+                    damage(file, harm)
+                    ended = ground.end(*command, ESPALIER_TRACKING="off")
                 yield ended
 
     def expect(self, ended: Ended | None) -> Iterator[str]:
@@ -170,9 +179,9 @@ class Params:
         broken = [b"", *(whole[: len(whole) * n // 11] for n in range(1, 11))]
         broken += [flipped(whole, whole.index(b":", len(whole) * n // 11)) for n in range(10)]
         for content in broken:
-            file.write_bytes(content)
-            ended = ground.end("python", "-m", "stages.clean")
-            file.write_bytes(whole)
+            with kept(file):
+                file.write_bytes(content)
+                ended = ground.end("python", "-m", "stages.clean")
             yield ended
 
     def expect(self, ended: Ended | None) -> Iterator[str]:
@@ -192,12 +201,11 @@ class Metrics:
     def inject(self, ground: Ground) -> Iterator[Ended | None]:
         """Read it by what reads it."""
         file = ground.root / "outputs/metrics/evaluate/dense.json"
-        whole = file.read_bytes()
         for command in ("compare", "sync"):
-            damage(file, "cut short")
-            yield ground.end("python", "-m", f"stages.{command}")
-        file.write_bytes(whole)
-        json.loads(whole)
+            with kept(file):
+                damage(file, "cut short")
+                ended = ground.end("python", "-m", f"stages.{command}")
+            yield ended
 
     def expect(self, ended: Ended | None) -> Iterator[str]:
         """It is named."""

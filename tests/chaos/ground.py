@@ -52,7 +52,7 @@ class Ground(small.Project):
     """How long each stage took then."""
     finished: Mapping[str, str] = field(default_factory=dict)
     """sha256 of each file under outputs but timings."""
-    given: Mapping[str, str] = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=dict)
     """sha256 of each file that git has, outputs left out."""
     cached: set[str] = field(default_factory=set)
     """Objects of DVC's cache that have to stay there."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from project import ACCESS
 
 from chaos.faults import Fault, error_of_one_line, no_error
 from chaos.ground import Ended, Ground, finished_files, objects
-from chaos.trackers import free_port, listening, pump
+from chaos.network import beside, proxy, served
 
-ACCESS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 QUICK = {**ACCESS, "AWS_MAX_ATTEMPTS": "2", "AWS_RETRY_MODE": "standard"}
 BUCKET = "espalier"
 
@@ -64,46 +65,33 @@ def remote(ground: Ground, port: int) -> None:
     """Have the project's remote at a port of loopback."""
     ground.run("dvc", "remote", "add", "--force", "--default", "storage", f"s3://{BUCKET}/storage")
     ground.run("dvc", "remote", "modify", "storage", "endpointurl", f"http://127.0.0.1:{port}")
-    (ground.given.pop(".dvc/config", None))  # changed on purpose
+    ground.given.pop(".dvc/config", None)  # changed on purpose
 
 
 @contextmanager
-def bucket(ground: Ground):
+def bucket(ground: Ground) -> Iterator[tuple[int, Callable[[], int]]]:
     """An S3 server with an empty bucket: its port, and what counts its objects."""
     import boto3
 
-    port = free_port()
-    run = ground.start("python", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port))
-    try:
-        listening(port, run.process)
+    with served(ground, "python", "-m", "moto.server", "-H", "127.0.0.1", "-p") as (port, _):
         keys = dict(zip(("aws_access_key_id", "aws_secret_access_key", "region_name"), ACCESS.values(), strict=True))
         client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **keys)
         client.create_bucket(Bucket=BUCKET)
         yield port, lambda: client.list_objects_v2(Bucket=BUCKET)["KeyCount"]
-    finally:
-        with suppress(ProcessLookupError):
-            run.kill()
 
 
 @contextmanager
 def failing(port: int, blocks: int) -> Iterator[int]:
     """A proxy that carries so many pieces to a server, and then closes what it has and takes nothing more."""
     left = threading.Semaphore(blocks)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def serve() -> None:
-            with suppress(OSError):
-                while True:
-                    threading.Thread(target=carry, args=(listener.accept()[0],), daemon=True).start()
+    def carry(client: socket.socket, behind: socket.socket) -> None:
+        beside(behind, client)
+        while (block := client.recv(2**16)) and left.acquire(blocking=False):
+            behind.sendall(block)
 
-        def carry(client: socket.socket) -> None:
-            with suppress(OSError), client, socket.create_connection(("127.0.0.1", port)) as behind:
-                threading.Thread(target=pump, args=(behind, client), daemon=True).start()
-                while (block := client.recv(2**16)) and left.acquire(blocking=False):
-                    behind.sendall(block)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield listener.getsockname()[1]
+    with proxy(port, carry) as bad:
+        yield bad
 
 
 def faults(seed: int) -> list[Fault]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from servers import free_port
 
 from chaos.faults import Fault, no_error
 from chaos.ground import FORCE, RUNNING, Ended, Ground
+from chaos.network import beside, proxy, pump, served
 
 SLOW_S = 4.0
 """Seconds that a slow server takes to answer, whatever it is asked."""
@@ -105,67 +106,29 @@ def names_of_runs(address: str) -> list[str]:
 @contextmanager
 def server(ground: Ground) -> Iterator[tuple[str, Callable[[], None]]]:
     """An MLflow server of the project's own; its address, and what kills it."""
-    port = free_port()
     home = ground.root / ".scratch/server"
     home.mkdir(parents=True, exist_ok=True)
-    command = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--workers", "1"]
-    run = ground.start(
-        *command, "--artifacts-destination", str(home), "--host", "127.0.0.1", "--port", str(port), **QUIET
-    )
-    try:
-        listening(port, run.process)
-        yield f"http://127.0.0.1:{port}", lambda: (run.process.poll() is None and run.kill()) and None
-    finally:
-        with suppress(ProcessLookupError):
-            run.kill()
+    command = ("mlflow", "server", "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--workers", "1")
+    options = ("--artifacts-destination", str(home), "--host", "127.0.0.1", "--port")
+    with served(ground, *command, *options, **QUIET) as (port, run):
 
+        def end() -> None:
+            if run.process.poll() is None:
+                run.kill()
 
-def listening(port: int, process: subprocess.Popen[str]) -> None:
-    """Wait until somebody listens on a port of loopback."""
-    deadline = time.monotonic() + 120
-    while True:
-        with socket.socket() as trial:
-            if not trial.connect_ex(("127.0.0.1", port)):
-                return
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise TimeoutError(f"{process.args} does not listen")
-        time.sleep(0.2)
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+        yield f"http://127.0.0.1:{port}", end
 
 
 @contextmanager
 def delayed(address: str) -> Iterator[str]:
     """A proxy to an HTTP server that hands on each answer late."""
-    host, _, port = address.removeprefix("http://").partition(":")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def serve() -> None:
-            with suppress(OSError):
-                while True:
-                    threading.Thread(target=carry, args=(listener.accept()[0],), daemon=True).start()
+    def carry(client: socket.socket, behind: socket.socket) -> None:
+        beside(client, behind)
+        pump(behind, client, SLOW_S)
 
-        def carry(client: socket.socket) -> None:
-            with suppress(OSError), client, socket.create_connection((host, int(port))) as behind:
-                threading.Thread(target=pump, args=(client, behind), daemon=True).start()
-                pump(behind, client, SLOW_S)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
-def pump(source: socket.socket, target: socket.socket, wait_s: float = 0) -> None:
-    """Copy until the source ends, each piece so late."""
-    with suppress(OSError):
-        while block := source.recv(2**16):
-            time.sleep(wait_s)
-            target.sendall(block)
-        target.shutdown(socket.SHUT_WR)
+    with proxy(int(address.rpartition(":")[2]), carry) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def faults(seed: int) -> list[Fault]:

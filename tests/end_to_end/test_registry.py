@@ -7,11 +7,8 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +18,7 @@ from typing import Any
 
 import pytest
 from project import Project
+from servers import free_port, running, wait_for
 
 KEY, SMALLER = "magnitude-0.6", "structured-0.6"
 TEXTS = ["Hotel-Inform (phone, post)", "", "你好，请问 [名称] 的地址", "Hotel-Inform (type, area, name)"]
@@ -80,31 +78,14 @@ def generated(key: str, *texts: str, **options: Any) -> list[str]:
 @contextmanager
 def serving(model: str, environment: dict[str, str], folder: Path) -> Iterator[str]:
     """Address of a server that answers with a model; nothing of it is left afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ("--env-manager", "local", "--host", "127.0.0.1", "--port", str(port))
     command = (sys.executable, "-m", "mlflow", "models", "serve", "-m", model, *options)
     log = folder / "serve.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"{address}/ping", timeout=60).close()
-                break
-            except OSError:
-                time.sleep(0.25)
-        else:
-            raise AssertionError(log.read_text())
+    with running(command, log, environment, folder) as process:
+        address = f"http://127.0.0.1:{port}"
+        wait_for(f"{address}/ping", process, log)
         yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
 
 
 def ask(address: str, request: Any) -> list[str]:

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_on_disk import Sweep
-
-REPOSITORY = Path(__file__).parents[2]
+from sweep_on_disk import REPOSITORY, Sweep
 
 
 @pytest.fixture(scope="session")

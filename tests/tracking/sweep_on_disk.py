@@ -100,6 +100,8 @@ STAGES: dict[str, Any] = {
     },
 }
 LEVELS = [f"{method}-{sparsity}" for method in ("magnitude", "l1") for sparsity in (0.5, 0.9)]
+ALL = 3 + len(LEVELS)
+"""Runs of a sweep: the revision's, baseline's, dense's, and those of its levels."""
 
 
 class Sweep:

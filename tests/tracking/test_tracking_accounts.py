@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from servers import mlflow_server
-from sweep_on_disk import LEVELS, Sweep
+from sweep_on_disk import ALL, Sweep
 
 pytest.importorskip("flask_wtf", reason="Flask-WTF is not installed: pip install -e '.[server]'")
 Sync = Callable[[], str]
-ALL = 3 + len(LEVELS)
 ADMIN, MEMBER = ("admin", "admin-horse-battery"), ("ann", "ann-horse-battery")
 INI = """[mlflow]
 default_permission = {permission}

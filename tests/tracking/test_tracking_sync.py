@@ -5,27 +5,22 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_on_disk import LEVELS, REPOSITORY, Sweep
+from sweep_on_disk import ALL, Sweep
 
 Runs = Callable[[], dict[str, Any]]
 Sync = Callable[[], str]
 Rows = Callable[[], list[str]]
-ALL = 3 + len(LEVELS)
 
 
 def history(sweep: Sweep, run: Any, name: str) -> dict[int, float]:
@@ -295,107 +290,6 @@ def test_a_killed_first_use_leaves_no_half_made_database(sweep: Sweep, runs: Run
     assert [path.name for path in sweep.root.glob("mlflow.db*") if path.suffix != ".lock"] == ["mlflow.db"]
 
 
-@pytest.fixture
-def server(tmp_path: Path, empty_database: Path) -> Iterator[str]:
-    """A tracking server on loopback."""
-    database = shutil.copy(empty_database, tmp_path / "server.db")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (tmp_path / "server.log").open("w")
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(tmp_path / "artifacts")]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{address}/health")
-                break
-            except OSError:
-                time.sleep(0.25)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
-
-
-def test_through_a_server(
-    sweep: Sweep, server: str, sync: Sync, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-    assert sync() == f"{ALL} runs, {ALL} made: {server}\n"
-    assert sync() == f"{ALL} runs, all up to date: {server}\n"
-    assert not (sweep.root / "mlflow.db").exists()
-
-    from stages import ui
-
-    monkeypatch.setattr("sys.argv", ["ui"])
-    ui.main()
-    assert capsys.readouterr().out.startswith(f"compare levels at {server}/#/experiments/1/runs?viewStateShareKey")
-
-
-def test_the_page_of_levels_is_kept_in_the_experiment(sweep: Sweep, database: Path, sync: Sync) -> None:
-    from mlflow import MlflowClient
-
-    from stages.tracking.view import VIEW_TAG
-
-    sync()
-    experiment = MlflowClient(f"sqlite:///{database}").get_experiment_by_name("espalier")
-    view = json.loads(experiment.tags[VIEW_TAG])
-    assert "metrics.`bleu`" in view["selectedColumns"]
-    assert experiment.artifact_location == (sweep.root / "mlartifacts").as_uri()
-
-
 def test_from_a_folder_inside(sweep: Sweep, database: Path, sync: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(sweep.root / "outputs")
     assert f"sqlite:///{database}" in sync()
-
-
-@pytest.mark.parametrize("port", [-1, 0, 65536])
-def test_ports_that_there_are_not(
-    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from stages import ui
-
-    monkeypatch.setattr("sys.argv", ["ui", "--port", str(port)])
-    with pytest.raises(SystemExit):
-        ui.main()
-    assert capsys.readouterr().err == f"error: --port must be in 1 to 65535, not {port}\n"
-
-
-@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM])
-def test_the_ui_leaves_no_server_behind(
-    sweep: Sweep, sync: Sync, monkeypatch: pytest.MonkeyPatch, ended_by: signal.Signals
-) -> None:
-    sync()
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stages.ui", "--port", str(port)],
-        cwd=sweep.root,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
-    for _ in range(240):
-        with suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
-            break
-        time.sleep(0.25)
-    else:
-        raise AssertionError("no server")
-    process.send_signal(ended_by)
-    assert process.wait(timeout=300) == 0
-    with pytest.raises(OSError):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/health")

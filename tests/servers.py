@@ -1,4 +1,4 @@
-"""Real services on loopback: MLflow's tracking server, PostgreSQL from this machine's packages, S3 by moto."""
+"""Real services on loopback: MLflow's servers, PostgreSQL from this machine's packages, S3 by moto."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,18 +23,19 @@ PASSWORD = "correct-horse"
 
 
 def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 @contextmanager
-def running(command: list[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: Sequence[str], log: Path, variables: Mapping[str, str] = os.environ, folder: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process with its children, which ends with the block; what it says goes into the log."""
     with log.open("w") as said:
-        process = subprocess.Popen(
-            command, env={**os.environ, **environment}, stdout=said, stderr=said, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=folder, env=variables, stdout=said, stderr=said, start_new_session=True)
     try:
         yield process
     finally:
@@ -48,10 +50,11 @@ def mlflow_server(backend: str, folder: Path, *options: str, **environment: str)
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), *options]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    variables = {**os.environ, "MLFLOW_BACKEND_STORE_URI": backend, **quiet, **environment}
     log = folder / f"server-{port}.log"
-    with running(command, log, MLFLOW_BACKEND_STORE_URI=backend, **quiet, **environment) as process:
+    with running(command, log, variables) as process:
         address = f"http://127.0.0.1:{port}"
-        _wait(f"{address}/health", process, log)
+        wait_for(f"{address}/health", process, log)
         yield address
 
 
@@ -61,11 +64,12 @@ def s3(folder: Path) -> Iterator[str]:
     port = free_port()
     log = folder / "moto.log"
     with running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], log) as process:
-        _wait(f"http://127.0.0.1:{port}/moto-api/", process, log)
+        wait_for(f"http://127.0.0.1:{port}/moto-api/", process, log)
         yield f"http://127.0.0.1:{port}"
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(url: str, process: subprocess.Popen[Any], log: Path) -> None:
+    """Wait until an address answers; the process behind it has to live, and what it says is in the log."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
