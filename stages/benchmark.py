@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _named(name: str) -> Subject:
-    folder = Path(name) if Path(name).is_dir() else layout.model_folder(name)
+    folder = layout.named_folder(name)
     if not folder.is_dir():
         raise UserError(f"{name} is neither a folder nor a level that is here: `dvc repro` or `dvc pull` it first")
     return Subject(name, folder)
@@ -157,7 +157,7 @@ def _draw(rows: Sequence[Mapping[str, Any]], settings: params.Params) -> None:
 
 def _quality(generators: Sequence[Generator], test: Inputs, settings: params.Params) -> list[dict[str, float]]:
     """Scores with intervals of what each writes by greedy search, and the share that is as the first one's."""
-    from stages.evaluation.figures import quality
+    from stages.evaluation.figures import quality, same_share
     from stages.evaluation.generation import generate
     from stages.evaluation.quality import metrics
 
@@ -169,7 +169,7 @@ def _quality(generators: Sequence[Generator], test: Inputs, settings: params.Par
         outputs = generate(generator, test.sources, batch_size=evaluate.batch_size, seed=seed, options=GREEDY)
         first = first or outputs
         figures = quality(measured, outputs, test.references, control=first, evaluate=evaluate, seed=seed)
-        found.append(figures | {"same_outputs": sum(map(str.__eq__, outputs, first)) / len(outputs)})
+        found.append(figures | {"same_outputs": same_share(outputs, first)})
     return found
 
 

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.output.exists():
         raise UserError(f"--output {args.output} exists: name a new folder")
-    folder = Path(args.level) if Path(args.level).is_dir() else layout.model_folder(args.level)
+    folder = layout.named_folder(args.level)
 
     from transformers.utils import logging
 

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _command(level: str, format: str, output: Path) -> None:
-    source = Path(level) if Path(level).is_dir() else layout.model_folder(level)
+    source = layout.named_folder(level)
 
     from transformers.utils import logging
 
@@ -74,7 +74,7 @@ def _stage() -> None:
 
     prepare(settings.runtime)
 
-    from stages.evaluation.figures import quality, rounded
+    from stages.evaluation.figures import quality, rounded, same_share
     from stages.evaluation.generation import decoding, generate
     from stages.evaluation.quality import metrics
     from stages.models import checkpoint
@@ -94,7 +94,7 @@ def _stage() -> None:
                 exported, test.sources, batch_size=evaluate.batch_size, seed=seed, options=decoding(evaluate)
             )
             found = quality(measured, outputs, test.references, control=dense, evaluate=evaluate, seed=seed)
-            found["same_outputs"] = sum(map(str.__eq__, outputs, in_torch)) / len(outputs)
+            found["same_outputs"] = same_share(outputs, in_torch)
             found["size_bytes"] = folder.size_bytes(partial / format)
             figures |= {f"{format}/{name}": value for name, value in rounded(found).items()}
             print(

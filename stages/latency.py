@@ -84,7 +84,8 @@ def _measure(count: int) -> None:
     ratios = [replies.ratio(shrink(baseline, point.plan)) for point in points[1:]]
     whole = replies.whole_ms
     times = [whole, *(whole * ratio for ratio in ratios)]
-    amounts = [latency.amounts(baseline.model, structure)(point.plan) for point in points]
+    amount_of = latency.amounts(baseline.model, structure)
+    amounts = [amount_of(point.plan) for point in points]
     fitted = [number for number, point in enumerate(points) if point.fitted]
     milliseconds = grid.fit([amounts[n] for n in fitted], [times[n] for n in fitted])
     table = Latency(
@@ -96,7 +97,7 @@ def _measure(count: int) -> None:
         sizes=latency.sizes(baseline.model, structure),
         milliseconds=milliseconds,
     )
-    told = [sum(milliseconds[part] * amount for part, amount in found.items()) for found in amounts]
+    told = [latency.total(milliseconds, found) for found in amounts]
     worst = _show(points, times, told)
     for part, value in milliseconds.items():
         print(f"{part:22} {value:8.3f} ms {_unit(part)}")

@@ -26,7 +26,7 @@ BASELINE = "baseline"
 DENSE = "dense"
 """Key of the control: the baseline fine-tuned, unpruned, for as many steps as every level."""
 CHOSEN = "chosen"
-"""In params, the level that `compare` chooses."""
+"""Stands for the level that `compare` chooses, in params and where commands take a level."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class Level:
 def model_folder(key: str) -> Path:
     """The finished checkpoint of a level, of `dense` or of `baseline`."""
     return MODELS / BASELINE if key == BASELINE else MODELS / "finetuned" / key
+
+
+def named_folder(name: str) -> Path:
+    """The checkpoint or export that a person names: a folder as it is, else the finished level of that key."""
+    return Path(name) if Path(name).is_dir() else model_folder(name)
 
 
 def pruned_folder(key: str) -> Path:

@@ -31,15 +31,19 @@ def describe(runtime: Runtime) -> dict[str, str | int]:
     return {"torch": torch.__version__, "device": device, "precision": precision, "threads": runtime.threads}
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def features() -> dict[str, str | int]:
     """What decides how fast it computes: cores this process may use, and the CPU's vector and matrix instructions."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         flags = re.search(r"^(?:flags|Features)\s*: (.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
     except OSError:
         flags = None
     names = sorted(name for name in (flags[1].split() if flags else ()) if name.startswith(INSTRUCTIONS))
-    return {"cores": cores, "cpu_features": " ".join(names)}
+    return {"cores": cores(), "cpu_features": " ".join(names)}
 
 
 def _processor() -> str:

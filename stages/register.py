@@ -20,7 +20,7 @@ from pathlib import Path
 
 from stages import layout, params
 from stages.errors import command
-from stages.registry.level import CHOSEN, Finished
+from stages.registry.level import Finished
 from stages.tracking.client import project, tracking_uri, workspace
 from stages.tracking.secrets import hidden
 
@@ -36,12 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("key", metavar="KEY", help="chosen, or a level such as magnitude-0.5, dense, baseline")
     parser.add_argument("--name", default=NAME, help=f"of the registered model (default: {NAME})")
-    parser.add_argument("--alias", help=f"to give the version (default: {CHAMPION} for {CHOSEN}, else none)")
+    parser.add_argument("--alias", help=f"to give the version (default: {CHAMPION} for {layout.CHOSEN}, else none)")
     args = parser.parse_args(arguments)
     root = workspace()
     settings = params.load("tracking", path=root / params.PARAMS_FILE)
     finished = Finished.find(args.key, root)
-    alias = args.alias or (CHAMPION if args.key == CHOSEN else None)
+    alias = args.alias or (CHAMPION if args.key == layout.CHOSEN else None)
 
     from filelock import FileLock
     from transformers.utils import logging

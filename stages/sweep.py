@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 import time
@@ -25,7 +24,7 @@ from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
-from stages import layout, params
+from stages import layout, machine, params
 from stages.errors import UserError, command
 from stages.pool import Place, Pool, Task, ordered
 from stages.processes import Processes
@@ -158,8 +157,7 @@ def workers(threads: int) -> int:
 
     if torch.cuda.is_available():
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // threads)
+    return max(1, machine.cores() // threads)
 
 
 def memory_needed() -> int:

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kinds.add_parser("graph").add_argument("--levels", type=int, default=100)
     kinds.add_parser("sweep").add_argument("levels", nargs="*", metavar="LEVEL")
     args = parser.parse_args(arguments)
-    if args.kind != "graph" and args.kind != "sweep" and min(args.rows) < 1:
+    if "rows" in args and min(args.rows) < 1:
         raise UserError("--rows must be 1 or more")
     if args.kind == "graph":
         from benchmarks.overhead.graph import measure

@@ -104,19 +104,15 @@ def write_rows(path: Path, count: int) -> None:
 
 def draw(peaks: Sequence[tuple[int, int]], picture: Path) -> None:
     """A curve of (rows, bytes)."""
-    import matplotlib
+    from stages.evaluation.plots import figure_of, save
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    axes.plot([rows / 1e6 for rows, _ in peaks], [peak / 1e6 for _, peak in peaks], marker="o")
-    axes.set(xlabel="million rows", ylabel="peak memory, MB", xlim=(0, None), ylim=(0, None))
-    axes.set_title("Cleaning: memory of its largest process")
-    axes.grid(alpha=0.3)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=150, metadata={"Software": None})
-    plt.close(figure)
+    with figure_of(6.4, 3.6) as figure:
+        axes = figure.subplots()
+        axes.plot([rows / 1e6 for rows, _ in peaks], [peak / 1e6 for _, peak in peaks], marker="o")
+        axes.set(xlabel="million rows", ylabel="peak memory, MB", xlim=(0, None), ylim=(0, None))
+        axes.set_title("Cleaning: memory of its largest process")
+        axes.grid(alpha=0.3)
+        save(figure, picture)
 
 
 def _words() -> Any:

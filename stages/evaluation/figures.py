@@ -63,6 +63,11 @@ def quality(
     return figures
 
 
+def same_share(outputs: Sequence[str], others: Sequence[str]) -> float:
+    """Share of the inputs for which two generators write the same, letter by letter."""
+    return sum(map(str.__eq__, outputs, others)) / len(outputs)
+
+
 def scores(metrics: Sequence[Metric], predictions: Sequence[str], references: References) -> dict[str, float]:
     """Corpus scores alone, by metric name."""
     return {

@@ -20,7 +20,17 @@ from stages.params.benchmark import Benchmark
 from stages.params.export import Export
 from stages.params.finetune import Distillation, Lora
 from stages.params.prune import Method, Prune
-from stages.params.section import Fraction, NonNegative, Place, Positive, PositiveFloat, Section, Share, Sparsity
+from stages.params.section import (
+    Distinct,
+    Fraction,
+    NonNegative,
+    Place,
+    Positive,
+    PositiveFloat,
+    Section,
+    Share,
+    Sparsity,
+)
 from stages.params.wording import describe
 
 PARAMS_FILE = Path("params.yaml")
@@ -191,15 +201,8 @@ class Finetune(Optimization):
 class Sweep(Section):
     """The levels: every method at every sparsity."""
 
-    method: Annotated[list[Method], Field(min_length=1)]
-    sparsity: Annotated[list[Sparsity], Field(min_length=1)]
-
-    @field_validator("method", "sparsity")
-    @classmethod
-    def _distinct(cls, values: list[Any]) -> list[Any]:
-        if len(set(values)) != len(values):
-            raise ValueError("names an item twice")
-        return values
+    method: Annotated[Distinct[Method], Field(min_length=1)]
+    sparsity: Annotated[Distinct[Sparsity], Field(min_length=1)]
 
     @property
     def levels(self) -> list[Level]:

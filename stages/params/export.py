@@ -9,7 +9,7 @@ from pydantic import field_validator
 from stages.errors import UserError
 from stages.layout import CHOSEN, DENSE, Level
 from stages.params.prune import Method
-from stages.params.section import Section
+from stages.params.section import Distinct, Section
 
 Format = Literal["safetensors", "onnx", "onnx-int8", "ctranslate2", "ctranslate2-int8"]
 
@@ -18,7 +18,7 @@ class Export(Section):
     """Which level is exported, and for what."""
 
     level: str
-    formats: list[Format]
+    formats: Distinct[Format]
 
     @field_validator("level")
     @classmethod
@@ -30,10 +30,3 @@ class Export(Section):
         if not known:
             raise ValueError(f"is neither {CHOSEN}, {DENSE} nor a level such as magnitude-0.5")
         return name
-
-    @field_validator("formats")
-    @classmethod
-    def _distinct(cls, formats: list[Format]) -> list[Format]:
-        if len(set(formats)) != len(formats):
-            raise ValueError("names an item twice")
-        return formats

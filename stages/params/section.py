@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -29,6 +29,17 @@ def _inside(place: str) -> str:
     return place
 
 
+Item = TypeVar("Item")
+
+
+def _distinct(items: list[Item]) -> list[Item]:
+    if len(set(items)) != len(items):
+        raise ValueError("names an item twice")
+    return items
+
+
+Distinct = Annotated[list[Item], AfterValidator(_distinct)]
+"""A list that names nothing twice."""
 Place = Annotated[str, AfterValidator(_inside)]
 """A file or folder, or an id of a hub."""
 Sparsity = Annotated[float | int, Field(ge=0, lt=1), AfterValidator(_short)]

@@ -17,8 +17,6 @@ from stages.tracking.client import git
 from stages.tracking.identity import Run, in_lock
 from stages.tracking.pipeline import CONTROLS, Entry, Pipeline, md5_of
 
-CHOSEN = "chosen"
-"""Stands for the level that `compare` chose."""
 FILES = ("dvc.yaml", "dvc.lock", str(params.PARAMS_FILE), "constraints.txt")
 """What a commit needs to make a level again, beside the files that dvc.lock names."""
 Figures = Mapping[str, Any]
@@ -46,7 +44,7 @@ class Finished:
             UserError: dvc.lock has no such level, not up to its evaluation, or not as the workspace's code, params and
                 data make it.
         """
-        if key == CHOSEN:
+        if key == layout.CHOSEN:
             chosen = read_json(root / layout.COMPARE / "chosen.json")
             if chosen["key"] is None:
                 raise UserError(f"no level is chosen: {chosen['why']}")

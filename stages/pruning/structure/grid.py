@@ -73,9 +73,8 @@ def fit(amounts: Sequence[Mapping[Part, float]], milliseconds: Sequence[float]) 
     parts = [part for part in PARTS if part in amounts[0]]
     times = np.array(milliseconds)
     weights = 1 / times
-    weights[0] *= (
-        len(times) ** 0.5
-    )  # speed is told against the whole model, whose time is taken with each of the others
+    # Speed is told against the whole model, whose time is taken with each of the others.
+    weights[0] *= len(times) ** 0.5
     rows = np.array([[found[part] for part in parts] for found in amounts]) * weights[:, None]
     scale = np.abs(rows).max(axis=0)
     solved = nonnegative(rows / scale, times * weights) / scale

@@ -45,6 +45,10 @@ class GroupLasso:
             for place, dimension in enumerate(self._structure.tensors[name] if weight.requires_grad else ()):
                 if dimension and dimension.axis in self._parts:
                     self._parts[dimension.axis].append((weight, place, dimension))
+        self._sizes = {
+            axis: sum(per_unit(torch.ones_like(weight), place, d, self._structure) for weight, place, d in parts)
+            for axis, parts in self._parts.items()
+        }
 
     @torch.no_grad()
     def shrink(self, rate: float) -> None:
@@ -53,11 +57,10 @@ class GroupLasso:
         Heads and neurons have no weight in common. Dimensions of the width run through all of them: their step is
         taken last, on what the others have left.
         """
-        for parts in self._parts.values():
+        for axis, parts in self._parts.items():
             squares = sum(per_unit(weight.square(), place, d, self._structure) for weight, place, d in parts)
-            sizes = sum(per_unit(torch.ones_like(weight), place, d, self._structure) for weight, place, d in parts)
-            assert isinstance(squares, Tensor) and isinstance(sizes, Tensor)
-            roots = (squares / sizes).sqrt()
+            assert isinstance(squares, Tensor)
+            roots = (squares / self._sizes[axis]).sqrt()
             less = rate * self._strength
             factors = torch.where(roots > less, 1 - less / roots, 0.0)
             for weight, place, dimension in parts:

@@ -47,12 +47,12 @@ def predicted(table: Latency, model: Any, structure: Structure) -> Callable[[Pla
     """
     _check(table, sizes(model, structure))
     amount_of = amounts(model, structure)
-    milliseconds = table.milliseconds
+    return lambda plan: total(table.milliseconds, amount_of(plan))
 
-    def cost(plan: Plan) -> float:
-        return sum(milliseconds[part] * amount for part, amount in amount_of(plan).items())
 
-    return cost
+def total(milliseconds: Mapping[Part, float], amount: Mapping[Part, float]) -> float:
+    """Milliseconds of so much of each part."""
+    return sum(milliseconds[part] * much for part, much in amount.items())
 
 
 def amounts(model: Any, structure: Structure) -> Callable[[Plan], dict[Part, float]]:
