@@ -21,6 +21,7 @@ from stages import files, layout, params
 from stages.cluster.connection import VARIABLE, connected
 from stages.cluster.spread import Spread
 from stages.errors import command
+from stages.startup import collect_rarely
 from stages.text.cleaning import OUTPUTS, clean_pairs
 from stages.text.profile import metrics, show
 from stages.text.progress import counting
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--scheduler", metavar="ADDRESS", default=os.environ.get(VARIABLE), help="of a Dask cluster")
     args = parser.parse_args()
     settings = params.load("data", "clean")
+    collect_rarely()  # near-duplicates are found in sets by the million, none of them garbage
 
     layout.SCRATCH.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

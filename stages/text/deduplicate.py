@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.text.normalise import comparable
 from stages.text.parallel import OrderedMap
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 PERMUTATIONS = 128
 """Hash functions of a MinHash signature."""
@@ -72,14 +77,14 @@ def near_duplicates(
         threshold: least `similarity`, in (0, 1].
         spread: shares the computation of signatures out.
     """
-    from datasketch import LeanMinHash, MinHashLSH
+    from datasketch import MinHashLSH
 
     # Bands of the index are fitted to the threshold, and there have to be two or more of them.
     index = MinHashLSH(min(threshold, 0.95), PERMUTATIONS, _WEIGHT_OF_ERRORS)
+    signature = _no_shingles()  # of one pair after the other: the index keeps only its bands
     found = []
     for numbers, pairs, hashes in spread(_sign, batches):
-        for number, pair, values in zip(numbers, pairs, hashes, strict=True):
-            signature = LeanMinHash(seed=_SEED, hashvalues=values, scheme=_SCHEME)
+        for number, pair, signature.hashvalues in zip(numbers, pairs, hashes, strict=True):
             if any(similarity(pair, pair_at(other)) >= threshold for other in index.query(signature)):
                 found.append(number)
             else:
@@ -87,16 +92,33 @@ def near_duplicates(
     return found
 
 
-def _sign(batch: Numbered) -> tuple[list[int], list[Pair], list[np.ndarray]]:
+def _no_shingles() -> MinHash:
     from datasketch import MinHash
 
+    return MinHash(PERMUTATIONS, _SEED, hashfunc=int, scheme=_SCHEME)  # what it is given are hashes
+
+
+class _Hashes(dict[str, int]):
+    """CRC-32 of each shingle of one side, worked out once: texts share most of theirs."""
+
+    def __init__(self, side: str) -> None:
+        self._side = side
+
+    def __missing__(self, shingle: str) -> int:
+        value = self[shingle] = zlib.crc32((self._side + shingle).encode())
+        return value
+
+
+def _sign(batch: Numbered) -> tuple[list[int], list[Pair], list[np.ndarray]]:
     numbers, pairs = batch
-    empty = MinHash(PERMUTATIONS, _SEED, hashfunc=zlib.crc32, scheme=_SCHEME)
+    signature = _no_shingles()
+    sides = _Hashes("s"), _Hashes("t")
     hashes = []
     for pair in pairs:
-        signature = empty.copy()
+        signature.clear()
         # Two pairs share at least the least share of either side, so one signature can stand for both.
-        sides = zip("st", pair, strict=True)
-        signature.update_batch((side + shingle).encode() for side, text in sides for shingle in shingles(text))
+        signature.update_batch(
+            chain.from_iterable(map(side.__getitem__, shingles(text)) for side, text in zip(sides, pair, strict=True))
+        )
         hashes.append(signature.hashvalues)
     return numbers, pairs, hashes
