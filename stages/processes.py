@@ -14,8 +14,11 @@ from contextlib import suppress
 
 import psutil
 
+from stages import warm
 from stages.pool import Said
-from stages.shell import start_dvc
+from stages.shell import environment, start_dvc
+
+Process = subprocess.Popen[str] | warm.Warm
 
 
 class Processes:
@@ -35,7 +38,7 @@ class Processes:
         self._workers = workers
         self._memory = memory
         self._options = options
-        self._running: set[subprocess.Popen[str]] = set()
+        self._running: set[Process] = set()
         self._largest = 0
 
     def room(self, running: int) -> bool:
@@ -45,8 +48,12 @@ class Processes:
 
     def start(self, names: Sequence[str], tell: Callable[[Said], None]) -> None:
         """Start a process."""
-        options = ("--single-item", *self._options)
-        process = start_dvc("--wait-for-lock", "repro", *options, *names, stderr=subprocess.STDOUT)
+        arguments = ("--wait-for-lock", "repro", "--single-item", *self._options, *names)
+        process: Process
+        if warm.possible():
+            process = warm.Warm(arguments, environment())
+        else:
+            process = start_dvc(*arguments, stderr=subprocess.STDOUT)
         self._running.add(process)
         threading.Thread(target=self._listen, args=(process, tell), daemon=True).start()
 
@@ -56,7 +63,7 @@ class Processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
 
-    def _listen(self, process: subprocess.Popen[str], tell: Callable[[Said], None]) -> None:
+    def _listen(self, process: Process, tell: Callable[[Said], None]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             tell(line.rstrip())
@@ -72,6 +79,11 @@ def _resident(pid: int) -> int:
     """Bytes of memory of a process and its children; 0 if it has just ended."""
     try:
         process = psutil.Process(pid)
-        return sum(part.memory_info().rss for part in (process, *process.children(recursive=True)))
+        return sum(_own(part) for part in (process, *process.children(recursive=True)))
     except psutil.Error:
         return 0
+
+
+def _own(process: psutil.Process) -> int:
+    """Bytes of a process, its part of what it shares with others where the system knows that."""
+    return getattr(process.memory_full_info(), "pss", 0) or process.memory_info().rss

@@ -47,13 +47,16 @@ def measure(levels: Sequence[str]) -> None:
     with clone_of(commit_of("HEAD"), layout.SCRATCH):
         dvc("checkout", "--with-deps", *(f"evaluate@{key}" for key in keys))
         Path(".scratch").mkdir(exist_ok=True)
-        cost([sys.executable, "-m", "benchmarks.overhead.sweep", *keys], Path.cwd())
-        compute = sum(json.loads(SECONDS.read_text(encoding="utf-8")))
-        os.environ |= {
+        ours = {"PYTHONPATH": str(Path.cwd())}  # the clone's own code, as anyone runs it
+        tracked = {
             "ESPALIER_TRACKING": "on",
             "MLFLOW_TRACKING_URI": f"sqlite:///{Path('.scratch/mlflow.db').absolute()}",
         }
-        wall = swept(keys)
+        seconds = {}
+        for what, variables in (("compute", ours), ("wall", ours | tracked)):
+            cost([sys.executable, "-m", "benchmarks.overhead.sweep", what, *keys], Path.cwd(), variables)
+            seconds[what] = json.loads(SECONDS.read_text(encoding="utf-8"))
+    compute, wall = seconds["compute"], seconds["wall"]
     table = Table("levels", "wall, s", "compute, s", "wall / compute", title="overhead of a sweep, one level at a time")
     table.add_row(", ".join(keys), f"{wall:.1f}", f"{compute:.1f}", f"{wall / compute:.2f}")
     Console().print(table)
@@ -76,22 +79,21 @@ def swept(keys: Sequence[str]) -> float:
     return seconds
 
 
-def compute_seconds(keys: Sequence[str]) -> list[float]:
-    """Seconds of every stage of the levels in this process, which has made the first level before."""
+def compute_seconds(keys: Sequence[str]) -> float:
+    """Seconds of all stages of the levels in this process, which has made the first level before."""
     from stages import evaluate, finetune, prune
 
     mains = (prune.main, finetune.main, evaluate.main)
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         for main in mains:
             main([keys[0]])
-        seconds = []
+        start = time.perf_counter()
         for key in keys:
             for main in mains:
-                start = time.perf_counter()
                 main([key])
-                seconds.append(time.perf_counter() - start)
-    return seconds
+        return time.perf_counter() - start
 
 
 if __name__ == "__main__":
-    SECONDS.write_text(json.dumps(compute_seconds(sys.argv[1:])), encoding="utf-8")
+    measured = {"compute": compute_seconds, "wall": swept}[sys.argv[1]](sys.argv[2:])
+    SECONDS.write_text(json.dumps(measured), encoding="utf-8")
