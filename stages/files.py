@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -18,12 +19,14 @@ from stages.errors import UserError
 def replacing(target: Path | str) -> Iterator[Path]:
     """Yield a path beside `target` to write a file or folder to; on success it takes `target`'s place.
 
-    If the block raises, what stood at `target` stays as it was and the partial output is removed.
+    If the block raises, what stood at `target` stays as it was and the partial output is removed; that of a process
+    that was killed is removed by the next that writes to `target`.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    _remove(partial)
+    for left in (partial, *_left_behind(target)):
+        _remove(left)
     try:
         yield partial
         if target.is_dir() or partial.is_dir():
@@ -68,6 +71,16 @@ def digest(*parts: Path | str | bytes) -> str:
             state.update(part.encode() if isinstance(part, str) else part)
         state.update(b"\1")
     return state.hexdigest()
+
+
+def _left_behind(target: Path) -> Iterator[Path]:
+    """What processes that were killed had written of `target`."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+        import psutil
+
+        writer = path.name.removeprefix(f".{target.name}.").removesuffix(".partial")
+        if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+            yield path
 
 
 def _remove(path: Path) -> None:

@@ -33,6 +33,21 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["two"]
 
 
+def test_what_a_killed_writer_left_goes_with_the_next(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    dead, alive = int(ended.stdout), os.getppid()
+    for name in (f".out.{dead}.partial", f".out.{alive}.partial", f".other.{dead}.partial", ".out.mine.partial"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+    with replacing(tmp_path / "out") as partial:
+        partial.mkdir()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "out",
+        f".out.{alive}.partial",
+        f".other.{dead}.partial",
+        ".out.mine.partial",
+    }
+
+
 def test_digest_depends_on_content_and_names(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
