@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -19,6 +20,8 @@ from stages.pool import Said
 from stages.shell import environment, start_dvc
 
 Process = subprocess.Popen[str] | warm.Warm
+LOOK_S = 5.0
+"""Between two looks at the memory of what runs: each takes milliseconds a process."""
 
 
 class Processes:
@@ -40,10 +43,13 @@ class Processes:
         self._options = options
         self._running: set[Process] = set()
         self._largest = 0
+        self._looked = -LOOK_S
 
     def room(self, running: int) -> bool:
         """Whether the bound and the memory allow one more."""
-        self._largest = max([self._largest, *(_resident(process.pid) for process in tuple(self._running))])
+        if time.monotonic() - self._looked >= LOOK_S:
+            self._looked = time.monotonic()
+            self._largest = max([self._largest, *(_resident(process.pid) for process in tuple(self._running))])
         return running < self._workers and (not running or self._fits())
 
     def start(self, names: Sequence[str], tell: Callable[[Said], None]) -> None:

@@ -5,7 +5,7 @@ than pruning itself. So one process, a server of multiprocessing's kind, imports
 threads. It is forked for every `dvc`, and that once more for each command of a level's stages, which begins where a new
 process would be after its imports, as a child of the same DVC and in the same process group.
 
-It is left at that where it would not be the same:
+Processes are started anew where a fork would not be the same:
 
 - on a GPU, whose driver does not survive a fork once it is initialised, and on systems but Linux;
 - in a folder whose code is not this code: another project, or another commit's clone;
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import stages
+from stages import params
 
 SWITCH = "ESPALIER_WARM"
 IMPORTED = "stages.warm_imports"
@@ -63,7 +64,7 @@ class Warm:
 
 def possible() -> bool:
     """Whether stages of the project in the working directory may begin so."""
-    if sys.platform != "linux" or os.environ.get(SWITCH, "on").lower() in ("off", "0", "false"):
+    if sys.platform != "linux" or params.switched_off(SWITCH):
         return False
     if not Path(stages.__file__).parents[1].samefile(Path.cwd()):
         return False
@@ -123,7 +124,8 @@ def edited() -> bool:
     """Whether a module of this project is another in its file than in this process."""
     from stages.warm_imports import BEFORE, states
 
-    return any(state != BEFORE.get(file) for file, state in states().items() if file in BEFORE)
+    now = states()
+    return any(now[file] != state for file, state in BEFORE.items())
 
 
 def _stage(module: str, arguments: list[str], variables: Mapping[str, str], folder: str) -> None:

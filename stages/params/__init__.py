@@ -6,6 +6,7 @@ module is no dependency of any stage in `dvc.yaml`: it can refuse a run, never c
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -348,6 +349,11 @@ def load(*sections: str, path: Path | str = PARAMS_FILE) -> Params:
     if unknown := set(sections) - set(Params.model_fields):
         raise ValueError(f"no such section: {sorted(unknown)}")
     return Params.model_construct(**{name: getattr(params, name) for name in sections})
+
+
+def switched_off(variable: str) -> bool:
+    """Whether an environment variable says that something is not wanted: off, 0 or false."""
+    return os.environ.get(variable, "on").lower() in ("off", "0", "false")
 
 
 def checkpoint_every() -> int:

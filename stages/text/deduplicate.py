@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,7 +83,8 @@ def near_duplicates(
     signature = _no_shingles()  # of one pair after the other: the index keeps only its bands
     found = []
     for numbers, pairs, hashes in spread(_sign, batches):
-        for number, pair, signature.hashvalues in zip(numbers, pairs, hashes, strict=True):
+        for number, pair, values in zip(numbers, pairs, hashes, strict=True):
+            signature.hashvalues = values
             if any(similarity(pair, pair_at(other)) >= threshold for other in index.query(signature)):
                 found.append(number)
             else:
@@ -117,8 +117,7 @@ def _sign(batch: Numbered) -> tuple[list[int], list[Pair], list[np.ndarray]]:
     for pair in pairs:
         signature.clear()
         # Two pairs share at least the least share of either side, so one signature can stand for both.
-        signature.update_batch(
-            chain.from_iterable(map(side.__getitem__, shingles(text)) for side, text in zip(sides, pair, strict=True))
-        )
+        both = zip(sides, pair, strict=True)
+        signature.update_batch(hashed[shingle] for hashed, text in both for shingle in shingles(text))
         hashes.append(signature.hashvalues)
     return numbers, pairs, hashes

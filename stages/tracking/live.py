@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import stages
+from stages import params
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -96,7 +97,7 @@ class Run:
 
 def _is_on() -> bool:
     """Off by the user's wish, and in all processes of a distributed stage but the first."""
-    return os.environ.get(SWITCH, "on").lower() not in ("off", "0", "false") and int(os.environ.get("RANK", 0)) == 0
+    return not params.switched_off(SWITCH) and int(os.environ.get("RANK", 0)) == 0
 
 
 def _start_recorder(stage: str, key: str, experiment: str) -> subprocess.Popen[str] | None:

@@ -38,7 +38,7 @@ from stages.warm import Warm
 
 if __name__ == "__main__":
     for arguments in (["--version"], ["repro", "nothing"]):
-        process = Warm(arguments, {**os.environ, "MARK": "1"})
+        process = Warm(arguments, dict(os.environ))
         group = os.getpgid(process.pid)
         said = process.stdout.read().strip().splitlines()
         print(process.wait(), group == process.pid, said[-1])
