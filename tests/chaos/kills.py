@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -17,6 +17,8 @@ from chaos.ground import FORCE, RUNNING, Ended, Ground, Started
 
 MORE = 10
 """Kills beside one in every stage."""
+TRIES = 6
+"""Of a kill that came too late, each in half the time of the one before."""
 TARGETS = ("all", "stage")
 """`dvc repro` and all it started, as by a power cut; the stage's process alone, as by a system short of memory."""
 
@@ -42,12 +44,16 @@ class Kills:
     how: str = "real; moments and victims drawn by a seed"
 
     def inject(self, ground: Ground) -> Iterator[Ended | None]:
-        """Kill by plan; a stage that ended before its moment came is not killed, and not counted."""
+        """Kill by plan; a stage that ended before its moment came is made anew, and killed earlier."""
         if not self.stages:
             ground.empty()
         for kill in planned(self.seed, ground, self.stages):
-            if ended := struck(ground, kill, FORCE if self.stages else ("dvc", "repro")):
-                yield ended
+            command = FORCE if self.stages else ("dvc", "repro")
+            for halved in range(TRIES):
+                if ended := struck(ground, replace(kill, share=kill.share / 2**halved), command):
+                    yield ended
+                    break
+                command = FORCE
 
     def expect(self, ended: Ended | None) -> Iterator[str]:
         """Nobody is left to say anything, if not DVC; a traceback would be a bug of ours."""

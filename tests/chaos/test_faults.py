@@ -101,6 +101,22 @@ def test_kills_are_drawn_by_the_seed_and_leave_out_no_stage(undisturbed):
     assert {kill.target for kill in plan} == set(kills.TARGETS)
 
 
+def test_a_kill_that_came_too_late_is_tried_again_earlier_on_the_stage_made_anew(undisturbed, monkeypatch):
+    undisturbed.seconds = {"clean": 1.0}
+    tries: list[tuple[float, tuple[str, ...]]] = []
+
+    def struck(at: Ground, kill: kills.Kill, command: tuple[str, ...]) -> Ended | None:
+        tries.append((kill.share, command))
+        return SAID if len(tries) == 3 else None
+
+    monkeypatch.setattr(kills, "planned", lambda *_: [kills.Kill("clean", 0.8, "all")])
+    monkeypatch.setattr(kills, "struck", struck)
+    assert list(kills.Kills(0).inject(undisturbed)) == [SAID]
+    assert tries == [(0.8, ("dvc", "repro")), (0.4, ground.FORCE), (0.2, ground.FORCE)]
+    monkeypatch.setattr(kills, "struck", lambda *_: None)
+    assert not list(kills.Kills(0).inject(undisturbed))
+
+
 def test_one_bit_is_flipped():
     assert flipped(b"\x00\x00", 1) == b"\x00\x01"
 
