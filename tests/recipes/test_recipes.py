@@ -159,6 +159,12 @@ def test_small_recipe_builds(apply: Apply, name: str) -> None:
     assert 0.5e6 < sum(weight.numel() for weight in generator.model.parameters()) < 2e6
 
 
+def test_recipe_of_real_width_builds(apply: Apply) -> None:
+    generator = check_builds(apply("bert2bert-small"))
+    assert [len(side.base_model.encoder.layer) for side in (generator.model.encoder, generator.model.decoder)] == [6, 6]
+    assert 24e6 < sum(weight.numel() for weight in generator.model.parameters()) < 28e6
+
+
 @pytest.mark.parametrize(
     ("name", "architecture"), [("bart", "bart"), ("t5", "t5"), ("marian", "marian"), ("gpt2", "gpt2")]
 )
