@@ -14,6 +14,9 @@ from typing import Any
 
 from stages.errors import UserError
 
+CLOCK_S = 2.0
+"""By how much the start of a process and the time of a file may be off: the kernel tells its own start in seconds."""
+
 
 @contextmanager
 def replacing(target: Path | str) -> Iterator[Path]:
@@ -76,11 +79,23 @@ def digest(*parts: Path | str | bytes) -> str:
 def _left_behind(target: Path) -> Iterator[Path]:
     """What processes that were killed had written of `target`."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-        import psutil
-
         writer = path.name.removeprefix(f".{target.name}.").removesuffix(".partial")
-        if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+        if writer.isdecimal() and not _writes(int(writer), path):
             yield path
+
+
+def _writes(process: int, path: Path) -> bool:
+    """Whether a process may be the one that began `path`: it lives, and did so when that was last changed."""
+    import psutil
+
+    try:
+        found = psutil.Process(process)
+        # Where nobody waits for orphans, as in a container whose first process is no init, the killed stay zombies.
+        return found.status() != psutil.STATUS_ZOMBIE and found.create_time() <= path.stat().st_mtime + CLOCK_S
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return False
+    except psutil.AccessDenied:
+        return True
 
 
 def _remove(path: Path) -> None:

@@ -202,6 +202,12 @@ def _target(speedup: float) -> None:
         raise UserError(f"a level is to be faster than the baseline, not {speedup:.3g} times as fast")
     settings = params.load("prune", "sweep")
     table = _table(settings)
+    least = table.milliseconds.get("reply", 0.0)
+    if table.baseline_ms / speedup <= least:
+        raise UserError(
+            f"{least:.1f} of {table.baseline_ms:.1f} ms are there whatever the model is: ask for a level that is less "
+            f"than {table.baseline_ms / least:.1f} times as fast"
+        )
     level = layout.Level("structured", sparsity(speedup))
     faster = f"{1 / (1 - level.sparsity):.3g}{TIMES} as fast as the baseline"
     print(

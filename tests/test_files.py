@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors import SafetensorError
 
@@ -46,6 +48,23 @@ def test_what_a_killed_writer_left_goes_with_the_next(tmp_path):
         f".other.{dead}.partial",
         ".out.mine.partial",
     }
+
+
+def test_a_killed_writer_may_be_a_zombie_or_its_number_taken_by_another(tmp_path):
+    zombie = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert zombie.stdout is not None
+    zombie.stdout.read()  # it has ended, and is not waited for
+    while psutil.Process(zombie.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    names = [tmp_path / f".{name}.{pid}.partial" for name, pid in (("out", zombie.pid), ("out", os.getppid()))]
+    for path in names:
+        path.touch()
+    began = psutil.Process(os.getppid()).create_time()
+    os.utime(names[1], (began - 60, began - 60))  # by a process of before
+    with replacing(tmp_path / "out") as partial:
+        partial.touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    zombie.wait()
 
 
 def test_digest_depends_on_content_and_names(tmp_path):

@@ -129,6 +129,16 @@ def test_targets_that_make_no_sense(arguments, project, clock, capsys):
     assert "a level is to be faster than the baseline" in capsys.readouterr().err
 
 
+def test_a_target_that_no_model_meets(project, clock, capsys):
+    project()
+    latency.main(["--texts", "1"])
+    limit = table().baseline_ms / table().milliseconds["reply"]
+    latency.main(["--speedup", f"{limit * 0.99}"])
+    with pytest.raises(SystemExit):
+        latency.main(["--speedup", f"{limit * 1.01}"])
+    assert f"less than {limit:.1f} times as fast" in capsys.readouterr().err
+
+
 def test_a_table_that_foretells_badly_is_not_written(project, monkeypatch, capsys):
     """Half the time for all structures of one decoder layer that are cut further: no sum of parts."""
     project()
