@@ -1,8 +1,8 @@
-"""From raw rows to splits, in two passes, so that memory holds under 100 bytes a row and no texts.
+"""From raw rows to splits, in two passes, so that memory hardly grows with the rows.
 
 The first pass reads, and normalises and filters in several processes or machines, and leaves the rows in an Arrow file.
-Between the passes, duplicates are found and splits assigned on columns of digests. The second pass goes through
-the memory-mapped file and writes each row where it belongs.
+Between the passes, duplicates are found and splits assigned on digests, a bucket of them at a time. The second pass
+goes through the file and writes each row where it belongs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from stages.errors import UserError
 from stages.params import Clean, Data
-from stages.text.cleaner import CLEANED, KEPT, REASON_CODES, SPLIT_CODES, BatchCleaner
+from stages.text.cleaned import Cleaned
+from stages.text.cleaner import KEPT, REASON_CODES, SPLIT_CODES, BatchCleaner
 from stages.text.deduplicate import Numbered, near_duplicates, repeated
 from stages.text.filtering import REASONS
 from stages.text.parallel import OrderedMap, ordered_map
@@ -60,52 +61,46 @@ def clean_pairs(
     parts = find_parts(data, scratch / "hub")
     cleaner = BatchCleaner.of(data, clean)
     spread = spread or partial(ordered_map, workers=clean.workers)
-    path = scratch / "cleaned.arrow"
-    read = 0
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, CLEANED) as writer:
-        for batch in spread(cleaner, read_batches(parts)):
-            writer.write_batch(batch)
-            read += batch.num_rows
-            progress(batch.num_rows)
-    if read == 0:
-        raise UserError(f"{data.hub or data.path} has no rows")
-    with pa.memory_map(str(path)) as file:
-        rows = pa.ipc.open_file(file).read_all()
-        _require_ready_made(parts, rows)
-        reasons, splits = _decide(rows, clean, spread)
+    with Cleaned(scratch) as rows:
+        rows.fill(spread(cleaner, read_batches(parts)), progress)
+        if not len(rows):
+            raise UserError(f"{data.hub or data.path} has no rows")
+        _require_ready_made(parts, rows.parts)
+        _decide(rows, clean, spread)
         files = [part.name for part in parts]
-        profile = describe(rows, reasons, splits, files)
+        profile = describe(rows, files)
         _require_rows(profile)
         with ExitStack() as stack:
             checks = dict.fromkeys(SPLITS, (PAIRS, pairs_checks(clean, data.prefix)))
             checks["rejected"] = REJECTED, rejected_checks()
             writers = {name: stack.enter_context(PairWriter(outputs[name], *checks[name])) for name in OUTPUTS}
-            _write(rows, reasons, splits, files, writers, data.prefix)
-    if (written := sum(writer.rows for writer in writers.values())) != read:
-        raise AssertionError(f"{read} rows were read, but {written} written")
+            _write(rows, files, writers, data.prefix)
+    if (written := sum(writer.rows for writer in writers.values())) != len(rows):
+        raise AssertionError(f"{len(rows)} rows were read, but {written} written")
     return profile
 
 
-def _decide(rows: pa.Table, clean: Clean, spread: OrderedMap) -> tuple[np.ndarray, np.ndarray]:
-    """Why each row is rejected (0: it is kept) and the split of each row."""
-    reasons = rows["reason"].to_numpy().copy()
-    labels, inputs = rows["label"].to_numpy(), rows["input"].to_numpy()
-    splits = assign(labels, inputs, clean.split)
+def _decide(rows: Cleaned, clean: Clean, spread: OrderedMap) -> None:
+    """Note why each row is rejected (0: it is kept), and the split of each row."""
 
-    def reject(reason: str, find: Callable[[np.ndarray], np.ndarray]) -> None:
-        kept = np.flatnonzero(reasons == KEPT)
-        reasons[kept[find(kept)]] = REASON_CODES[reason]
+    def reject(reason: str, numbers: np.ndarray | list[int]) -> None:
+        rows.reasons[numbers] = REASON_CODES[reason]
 
-    if labels.any():
-        reject("input_in_other_split", lambda kept: in_other_split(splits[kept], inputs[kept]))
+    given = np.array(sorted(rows.labels), np.uint8)
+    for some in rows.inputs:
+        splits = assign(some["label"], some["input"], clean.split, given)
+        rows.splits[some["row"]] = splits
+        if given.any():
+            reject("input_in_other_split", some["row"][in_other_split(splits, some["input"])])
     if clean.drop_duplicates:
-        high, low = rows["pair_high"].to_numpy(), rows["pair_low"].to_numpy()
-        reject("duplicate", lambda kept: repeated(high[kept], low[kept]))
+        for some in rows.pairs:
+            kept = some[rows.reasons[some["row"]] == KEPT]
+            reject("duplicate", kept["row"][repeated(kept["high"], kept["low"])])
     if clean.near_duplicates is not None:
-        texts = _Texts(rows)
-        numbers = near_duplicates(texts.kept(reasons), texts.pair, clean.near_duplicates, spread)
-        reasons[numbers] = REASON_CODES["near_duplicate"]
-    return reasons, splits
+        with rows.mapped() as table:
+            texts = _Texts(table)
+            numbers = near_duplicates(texts.kept(rows.reasons), texts.pair, clean.near_duplicates, spread)
+        reject("near_duplicate", numbers)
 
 
 class _Texts:
@@ -130,9 +125,8 @@ class _Texts:
             yield (at + start).tolist(), list(zip(source.to_pylist(), target.to_pylist(), strict=True))
 
 
-def _require_ready_made(parts: list[Part], rows: pa.Table) -> None:
+def _require_ready_made(parts: list[Part], filled: set[int]) -> None:
     """Check that no ready-made split is empty: its rows would be taken from train instead."""
-    filled = set(rows["part"].unique().to_pylist())
     for split in SPLITS:
         numbers = [number for number, part in enumerate(parts) if part.split == split]
         if numbers and not filled.intersection(numbers):
@@ -154,25 +148,15 @@ def _require_rows(profile: Profile) -> None:
         )
 
 
-def _write(
-    rows: pa.Table,
-    reasons: np.ndarray,
-    splits: np.ndarray,
-    files: list[str],
-    writers: Mapping[str, PairWriter],
-    prefix: str,
-) -> None:
+def _write(rows: Cleaned, files: list[str], writers: Mapping[str, PairWriter], prefix: str) -> None:
     names, reason_names = pa.array(files), pa.array(["", *REASONS])
-    start = 0
-    for batch in rows.to_batches():
-        here = slice(start, start + batch.num_rows)
-        start += batch.num_rows
-        kept = reasons[here] == KEPT
+    for batch, reasons, splits in rows.batches():
+        kept = reasons == KEPT
         for split in SPLITS:
-            some = batch.filter(pa.array(kept & (splits[here] == SPLIT_CODES[split])))
+            some = batch.filter(pa.array(kept & (splits == SPLIT_CODES[split])))
             source = pc.binary_join_element_wise(prefix, some["source"], "")
             writers[split].write([source, some["target"], names.take(some["part"]), some["row"]])
         some = batch.filter(pa.array(~kept))
         raw = [pc.coalesce(some[f"raw_{side}"], some[side]) for side in ("source", "target")]
-        why = reason_names.take(pa.array(reasons[here][~kept]))
+        why = reason_names.take(pa.array(reasons[~kept]))
         writers["rejected"].write([*raw, names.take(some["part"]), some["row"], why])

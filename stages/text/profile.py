@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,9 @@ from stages.text.reading import SPLITS
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from stages.text.cleaned import Cleaned
+
+SIDES = ("source", "target")
 _EXAMPLES = 3
 _SHOWN_CHARACTERS = 200
 _BAR = 20
@@ -21,50 +26,109 @@ _BAR = 20
 Profile = dict[str, Any]
 
 
-def describe(rows: pa.Table, reasons: np.ndarray, splits: np.ndarray, files: list[str]) -> Profile:
+def describe(rows: Cleaned, files: list[str]) -> Profile:
     """The profile of cleaned rows, ready for JSON.
 
     Args:
-        rows: table with the columns `cleaner.CLEANED`.
-        reasons: why each row is rejected (0: it is kept), shape (rows,).
-        splits: split of each row, shape (rows,).
+        rows: with reasons and splits decided.
         files: names of the parts.
     """
-    kept = reasons == KEPT
-    parts, inputs = rows["part"].to_numpy(), rows["input"].to_numpy()
-    changed = ~(_is_null(rows["raw_source"]) & _is_null(rows["raw_target"]))
-    lengths = {name: _lengths(rows[name]) for name in ("source", "target")}
-    in_split = {name: kept & (splits == SPLIT_CODES[name]) for name in SPLITS}
+    seen = _Seen(files)
+    for batch, reasons, splits in rows.batches():
+        seen.add(batch, reasons, splits)
+    inputs = _inputs(rows)
+    reasons = np.bincount(rows.reasons, minlength=len(REASON_CODES) + 1).tolist()
     return {
         "read": len(rows),
-        "kept": int(kept.sum()),
-        "rejected": int((~kept).sum()),
-        "reasons": {reason: int((reasons == code).sum()) for reason, code in REASON_CODES.items()},
-        "normalised": int((kept & changed).sum()),
+        "kept": reasons[KEPT],
+        "rejected": len(rows) - reasons[KEPT],
+        "reasons": {reason: reasons[code] for reason, code in REASON_CODES.items()},
+        "normalised": seen.normalised,
         "files": [
-            {"file": name, "read": int((parts == part).sum()), "kept": int((kept & (parts == part)).sum())}
-            for part, name in enumerate(files)
+            {"file": name, "read": read, "kept": kept}
+            for name, read, kept in zip(files, seen.read.tolist(), seen.kept.tolist(), strict=True)
         ],
         "splits": {
             name: {
-                "rows": int(mask.sum()),
-                **_targets_of_inputs(inputs[mask]),
-                "source_characters": _summary(lengths["source"][mask]),
-                "target_characters": _summary(lengths["target"][mask]),
+                "rows": seen.lengths[name, "source"].total(),
+                **inputs[name],
+                **{f"{side}_characters": summary(seen.lengths[name, side]) for side in SIDES},
             }
-            for name, mask in in_split.items()
+            for name in SPLITS
         },
-        "length_histogram": _histogram(lengths["source"][kept], lengths["target"][kept]),
+        "length_histogram": _histogram(
+            *(sum((seen.lengths[name, side] for name in SPLITS), Counter[int]()) for side in SIDES)
+        ),
         "examples": {
-            "kept": {name: _examples(rows, mask, files) for name, mask in in_split.items()},
-            "normalised": _changes(rows, kept & changed, files),
+            "kept": {name: seen.examples["kept", name] for name in SPLITS},
+            "normalised": seen.changes,
             "rejected": {
-                reason: _examples(rows, reasons == code, files)
-                for reason, code in REASON_CODES.items()
-                if (reasons == code).any()
+                reason: seen.examples["rejected", reason]
+                for reason in REASON_CODES
+                if seen.examples["rejected", reason]
             },
         },
     }
+
+
+class _Seen:
+    """What is gathered of the rows, a batch at a time."""
+
+    def __init__(self, files: list[str]) -> None:
+        self._files = files
+        self.normalised = 0
+        """Rows that are kept, and are not as they were read."""
+        self.read, self.kept = (np.zeros(len(files), np.int64) for _ in range(2))
+        """Rows of each part."""
+        self.lengths: dict[tuple[str, str], Counter[int]] = {(n, s): Counter() for n in SPLITS for s in SIDES}
+        """How many rows that are kept are how long, in characters, by split and side."""
+        self.examples: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        """The first rows of each split, as ("kept", split), and of each reason, as ("rejected", reason)."""
+        self.changes: list[dict[str, Any]] = []
+        """The first rows that normalising changed."""
+
+    def add(self, batch: pa.RecordBatch, reasons: np.ndarray, splits: np.ndarray) -> None:
+        """Take a batch into account.
+
+        Args:
+            batch: with the columns `cleaner.CLEANED`.
+            reasons, splits: of its rows.
+        """
+        kept = reasons == KEPT
+        parts = batch["part"].to_numpy()
+        self.read += np.bincount(parts, minlength=len(self._files))
+        self.kept += np.bincount(parts[kept], minlength=len(self._files))
+        changed = kept & ~(_is_null(batch["raw_source"]) & _is_null(batch["raw_target"]))
+        self.normalised += int(changed.sum())
+        lengths = {side: _lengths(batch[side]) for side in SIDES}
+        for name in SPLITS:
+            here = kept & (splits == SPLIT_CODES[name])
+            for side in SIDES:
+                self.lengths[name, side].update(dict(zip(*_counted(lengths[side][here]), strict=True)))
+            self._show(self.examples["kept", name], batch, here, self._example)
+        for reason, code in REASON_CODES.items():
+            self._show(self.examples["rejected", reason], batch, reasons == code, self._example)
+        self._show(self.changes, batch, changed, self._change)
+
+    def _show(
+        self,
+        shown: list[dict[str, Any]],
+        batch: pa.RecordBatch,
+        mask: np.ndarray,
+        of: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> None:
+        """Add rows of a mask, until there are enough."""
+        for at in np.flatnonzero(mask)[: _EXAMPLES - len(shown)].tolist():
+            shown.append(of(batch.slice(at, 1).to_pylist()[0]))
+
+    def _example(self, row: dict[str, Any]) -> dict[str, Any]:
+        texts = {side: _shortened(_either(row[f"raw_{side}"], row[side])) for side in SIDES}
+        return {"file": self._files[row["part"]], "row": row["row"]} | texts
+
+    def _change(self, row: dict[str, Any]) -> dict[str, Any]:
+        side = "source" if row["raw_source"] is not None else "target"
+        texts = {"before": _shortened(row[f"raw_{side}"]), "after": _shortened(row[side])}
+        return {"file": self._files[row["part"]], "row": row["row"], "column": side} | texts
 
 
 def metrics(profile: Profile) -> dict[str, float]:
@@ -141,65 +205,62 @@ def _table(title: str, first: str, *numbers: str) -> Table:
     return table
 
 
-def _is_null(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.is_null(column).to_numpy()
+def _is_null(column: pa.Array) -> np.ndarray:
+    return pc.is_null(column).to_numpy(zero_copy_only=False)
 
 
-def _lengths(column: pa.ChunkedArray) -> np.ndarray:
+def _lengths(column: pa.Array) -> np.ndarray:
     return pc.fill_null(pc.utf8_length(column), 0).to_numpy()
 
 
-def _targets_of_inputs(inputs: np.ndarray) -> dict[str, int]:
-    _, counts = np.unique(inputs, return_counts=True)
-    return {
-        "inputs": len(counts),
-        "inputs_with_several_targets": int((counts > 1).sum()),
-        "most_targets_of_an_input": int(counts.max(initial=0)),
-    }
+def _counted(values: np.ndarray) -> tuple[list[int], list[int]]:
+    found, counts = np.unique(values, return_counts=True)
+    return found.tolist(), counts.tolist()
 
 
-def _summary(lengths: np.ndarray) -> dict[str, float]:
-    if not len(lengths):
+def _inputs(rows: Cleaned) -> dict[str, dict[str, int]]:
+    """Of each split: different inputs, those with more than one target, and the most that one has."""
+    found = {name: np.zeros(3, np.int64) for name in SPLITS}
+    for some in rows.inputs:
+        splits = rows.splits[some["row"]]
+        kept = rows.reasons[some["row"]] == KEPT
+        for name, (inputs, several, most) in found.items():
+            _, counts = np.unique(some["input"][kept & (splits == SPLIT_CODES[name])], return_counts=True)
+            found[name][:] = inputs + len(counts), several + (counts > 1).sum(), max(most, counts.max(initial=0))
+    names = ("inputs", "inputs_with_several_targets", "most_targets_of_an_input")
+    return {name: dict(zip(names, counts.tolist(), strict=True)) for name, counts in found.items()}
+
+
+def summary(lengths: Counter[int]) -> dict[str, float]:
+    """Mean, median, 95th percentile and maximum of lengths, given how often each occurs.
+
+    Percentiles are lengths that occur, those nearest to the place; of two as near, that with the even index.
+    """
+    count = lengths.total()
+    if not count:
         return {"mean": 0.0, "p50": 0, "p95": 0, "max": 0}
-    p50, p95 = np.percentile(lengths, [50, 95], method="nearest")
-    return {
-        "mean": round(float(lengths.mean()), 3),
-        "p50": int(p50),
-        "p95": int(p95),
-        "max": int(lengths.max()),
-    }
+    values = sorted(lengths)
+    through = np.cumsum([lengths[value] for value in values])
+    p50, p95 = (values[np.searchsorted(through, round((count - 1) * share), side="right")] for share in (0.5, 0.95))
+    mean = sum(value * times for value, times in lengths.items()) / count
+    return {"mean": round(mean, 3), "p50": p50, "p95": p95, "max": values[-1]}
 
 
-def _histogram(source: np.ndarray, target: np.ndarray) -> dict[str, list[int]]:
+def _histogram(source: Counter[int], target: Counter[int]) -> dict[str, list[int]]:
     """Counts between powers of two, from `edges[i]` to below `edges[i + 1]` characters."""
-    longest = int(max(source.max(initial=1), target.max(initial=1)))
+    longest = max([1, *source, *target])
     edges = [2**power for power in range(longest.bit_length() + 1)]
     return {
         "edges": edges,
-        "source": np.histogram(source, edges)[0].tolist(),
-        "target": np.histogram(target, edges)[0].tolist(),
+        "source": _between(edges, source),
+        "target": _between(edges, target),
     }
 
 
-def _examples(rows: pa.Table, mask: np.ndarray, files: list[str]) -> list[dict[str, Any]]:
-    return [
-        {"file": files[row["part"]], "row": row["row"]}
-        | {side: _shortened(_either(row[f"raw_{side}"], row[side])) for side in ("source", "target")}
-        for row in _first(rows, mask)
-    ]
-
-
-def _changes(rows: pa.Table, mask: np.ndarray, files: list[str]) -> list[dict[str, Any]]:
-    found = []
-    for row in _first(rows, mask):
-        side = "source" if row["raw_source"] is not None else "target"
-        texts = {"before": _shortened(row[f"raw_{side}"]), "after": _shortened(row[side])}
-        found.append({"file": files[row["part"]], "row": row["row"], "column": side} | texts)
-    return found
-
-
-def _first(rows: pa.Table, mask: np.ndarray) -> list[dict[str, Any]]:
-    return [rows.slice(at, 1).to_pylist()[0] for at in np.flatnonzero(mask)[:_EXAMPLES].tolist()]
+def _between(edges: list[int], lengths: Counter[int]) -> list[int]:
+    values = np.fromiter(lengths.keys(), np.int64, len(lengths))
+    times = np.fromiter(lengths.values(), np.int64, len(lengths))
+    return np.histogram(values, edges, weights=times)[0].tolist()
 
 
 def _either(raw: str | None, text: str | None) -> str:

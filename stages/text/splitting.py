@@ -10,7 +10,7 @@ from stages.text.cleaner import SPLIT_CODES
 TRAIN, VALIDATION, TEST = (SPLIT_CODES[name] for name in ("train", "validation", "test"))
 
 
-def assign(labels: np.ndarray, inputs: np.ndarray, shares: SplitShares) -> np.ndarray:
+def assign(labels: np.ndarray, inputs: np.ndarray, shares: SplitShares, given: np.ndarray | None = None) -> np.ndarray:
     """Splits of rows: the ready-made ones, and for all other rows a choice that depends on the input alone.
 
     An input's digest, read as a number in [0, 1), falls into the range of one split. So equal inputs always
@@ -23,6 +23,7 @@ def assign(labels: np.ndarray, inputs: np.ndarray, shares: SplitShares) -> np.nd
         labels: ready-made splits, shape (rows,).
         inputs: 64-bit digests of the inputs, shape (rows,).
         shares: how much of the inputs each split gets.
+        given: ready-made splits that these or other rows have; None: those of `labels`.
 
     Returns:
         Splits, shape (rows,), uint8.
@@ -31,7 +32,7 @@ def assign(labels: np.ndarray, inputs: np.ndarray, shares: SplitShares) -> np.nd
     # The upper 53 bits, as many as a float holds exactly.
     position = (inputs >> np.uint64(11)) * 2.0**-53
     of_range = np.array([TRAIN, VALIDATION, TEST], np.uint8)
-    of_range[np.isin(of_range, labels)] = TRAIN
+    of_range[np.isin(of_range, labels if given is None else given)] = TRAIN
     chosen = of_range[np.searchsorted(bounds[:-1] / bounds[-1], position, side="right")]
     return np.where(labels > TRAIN, labels, chosen).astype(np.uint8)
 
