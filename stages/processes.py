@@ -1,7 +1,8 @@
 """Several `dvc repro` side by side on this machine.
 
 DVC runs one stage after another. What makes it safe to run several of it is its own locking, and that each is given
-single stages (`-s`) whose inputs are finished.
+single stages (`-s`) whose inputs are finished. None outlives this process: a `dvc` that ran on after a kill would keep
+its outputs locked, and record a stage that nobody waits for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import psutil
 
 from stages import warm
 from stages.pool import Said
-from stages.shell import environment, start_dvc
+from stages.shell import ending_with_us, environment, start_dvc
 
 Process = subprocess.Popen[str] | warm.Warm
 LOOK_S = 5.0
@@ -71,9 +72,10 @@ class Processes:
 
     def _listen(self, process: Process, tell: Callable[[Said], None]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            tell(line.rstrip())
-        status = process.wait()
+        with ending_with_us(process.pid):
+            for line in process.stdout:
+                tell(line.rstrip())
+            status = process.wait()
         self._running.discard(process)
         tell(status)
 

@@ -20,6 +20,10 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DVC = (sys.executable, "-P", "-m", "stages.run_dvc")
 """With `-P`, of this code and not of a project in the working directory, which may be another revision."""
 
+ERROR = "ERROR:"
+SUPPORT = "Having any troubles?"
+"""How DVC begins an error, and the line with which it ends one that it did not expect."""
+
 
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """For DVC: this interpreter first on the path, since stages are `python -m …`, and output line by line."""
@@ -67,18 +71,42 @@ def dvc(*arguments: str) -> str:
     """What a dvc command prints.
 
     Raises:
-        UserError: it failed; with the last line it said.
+        UserError: it failed; with the error it named.
     """
     answer = subprocess.run([*DVC, *arguments], capture_output=True, encoding="utf-8", check=False, env=environment())
     if answer.returncode:
-        last = next((line for line in reversed(answer.stderr.splitlines()) if line.strip()), "no message")
-        raise UserError(f"`dvc {arguments[0]}` failed: {last}")
+        raise UserError(f"`dvc {arguments[0]}` failed: {reason(answer.stderr)}")
     return answer.stdout
+
+
+def reason(said: str) -> str:
+    """Why a dvc command failed, as one line: what follows the first `ERROR:`, else the last line.
+
+    Args:
+        said: its standard error. An error may go on over several lines, the first of which says what happened and
+            the last what to do; where to ask for help is left out.
+    """
+    lines = [line for line in said.splitlines() if line.strip() and not line.startswith(SUPPORT)]
+    begins = next((n for n, line in enumerate(lines) if line.startswith(ERROR)), len(lines) - 1)
+    return " ".join(" ".join(lines[begins:]).removeprefix(ERROR).split()) if lines else "no message"
 
 
 def git(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run git to its end, its output captured."""
     return subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", check=False)
+
+
+@contextmanager
+def ending_with_us(group: int) -> Iterator[None]:
+    """Have a process group killed when this process ends, be it by a signal that nobody can act on."""
+    # This process has the only other end of the pipe that the shell reads from.
+    command = ["sh", "-c", f"read -r _; kill -s KILL -- -{group}"]
+    guard = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield
+    finally:
+        guard.kill()
+        guard.communicate()
 
 
 @contextmanager

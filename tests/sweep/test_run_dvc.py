@@ -122,6 +122,28 @@ def test_it_is_dvc_with_its_own_code_whatever_stands_in_the_folder(tmp_path, mon
     assert shell.environment()["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (
+            "WARNING: old\nERROR: failed to lock: '/a/b' is busy, it is being blocked by:\n  (PID 7): dvc repro\n\n"
+            "If there are no processes with such PIDs, you can manually remove 'rwlock' and try again.\n",
+            "failed to lock: '/a/b' is busy, it is being blocked by: (PID 7): dvc repro If there are no processes with "
+            "such PIDs, you can manually remove 'rwlock' and try again.",
+        ),
+        (
+            "ERROR: unexpected error - [Errno 13] Permission denied: 'params.yaml'\n\n"
+            "Having any troubles? Hit us up at https://dvc.org/support, we are always happy to help!\n",
+            "unexpected error - [Errno 13] Permission denied: 'params.yaml'",
+        ),
+        ("usage: dvc\nno such thing\n\n", "no such thing"),
+        ("\n", "no message"),
+    ],
+)
+def test_the_reason_is_the_whole_error_and_nothing_else(said, why):
+    assert shell.reason(said) == why
+
+
 def test_after_a_dvc_that_was_killed_in_the_middle_of_its_note(again, monkeypatch):
     note = again.folder / run_dvc.NOTE
     note.write_text('{"read": {')

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock
 from half_second_stages import KEYS, STAGES
 from rich.console import Console
@@ -107,6 +108,24 @@ def test_interrupted_it_stops_and_goes_on_later(again):
     status, out, err = again.sweep("-j", "2")
     assert status == 0, out + err
     assert {"prune@taylor-0.7", "evaluate@taylor-0.7", "evaluate@magnitude-0.7", "compare"} <= again.times().keys()
+
+
+def test_what_a_killed_sweep_ran_ends_with_it_and_is_not_recorded(again):
+    again.set_sweep(sparsity=[0.5, 0.9, 0.7])
+    process = again.start(sys.executable, "-m", "stages.sweep", "-j", "1", WAIT="prune@magnitude-0.7")
+    deadline = time.monotonic() + 300
+    while not again.log.exists() or "start prune@magnitude-0.7" not in again.log.read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    left = psutil.Process(process.pid).children(recursive=True)
+    assert any("stage.py" in part.cmdline() for part in left) and any("repro" in part.cmdline() for part in left)
+    process.kill()
+    assert psutil.wait_procs(left, timeout=30)[1] == []
+    process.communicate()
+    assert "magnitude-0.7" not in (again.folder / "dvc.lock").read_text()
+    # Nor does DVC's run cache have it: it is made.
+    status, out, err = again.sweep("-j", "1", "prune@magnitude-0.7")
+    assert status == 0 and again.times().keys() == {"prune@magnitude-0.7"}, out + err
 
 
 def test_a_second_sweep_is_refused(again):
