@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate the generator named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m stages.evaluate", description="Evaluate one generator.")
     parser.add_argument("key", metavar="KEY", help="baseline, dense, or a level such as magnitude-0.5")
-    key = parser.parse_args(arguments).key
+    key = _known(parser.parse_args(arguments).key)
     settings = params.load("runtime", "data", "evaluate", "tracking")
 
     # Missing inputs are found before torch is imported.
@@ -59,6 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_json(layout.metrics_file("evaluate", key), figures)
         run.log_metrics(figures)
     _show(key, figures, settings.evaluate.confidence)
+
+
+def _known(key: str) -> str:
+    """A key as files are named by it.
+
+    Raises:
+        UserError: it is neither `baseline`, `dense` nor a level of a known method.
+    """
+    if key in (layout.BASELINE, layout.DENSE):
+        return key
+    level = layout.Level.parse(key)
+    params.check_method(level.method)
+    return level.key
 
 
 def _evaluate(

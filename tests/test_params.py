@@ -140,3 +140,26 @@ def test_paths_do_not_leave_the_project_unless_absolute(settings):
         assert settings(data={"path": path}).data.path == path
     with pytest.raises(UserError, match=r"data\.path.*leaves the project: write the absolute path if it is meant"):
         settings(data={"path": "data/../../pairs.csv"})
+
+
+@pytest.mark.parametrize("hub", ["owner/name", "owner/name:small", "o-w.n_er/..name@refs/convert/parquet", None])
+def test_ids_of_the_hub(settings, hub):
+    assert settings(data={"hub": hub}).data.hub == hub
+
+
+@pytest.mark.parametrize(
+    "hub",
+    ["../folder", "./folder", "/mnt/folder", "owner/..", "owner/name/more", "~/folder", "owner/name\n", "", "csv"],
+)  # of the last `datasets` would read any CSV files that are here
+def test_what_is_not_on_the_hub_is_named_by_its_path(settings, hub):
+    with pytest.raises(UserError, match=r"data\.hub: must be owner/name on the .* hub, .* \(use data\.path\), not"):
+        settings(data={"hub": hub})
+
+
+def test_a_local_folder_is_not_taken_for_one_of_the_hub(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner/name").mkdir(parents=True)
+    assert settings(data={"hub": "owner/other"}).data.hub == "owner/other"
+    for hub in ("owner/name", "owner/name:small@v1"):
+        with pytest.raises(UserError, match=r"data\.hub: .* no local file or folder \(use data\.path\)"):
+            settings(data={"hub": hub})

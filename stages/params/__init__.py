@@ -24,6 +24,7 @@ from stages.params.prune import Method, Prune
 from stages.params.section import (
     Distinct,
     Fraction,
+    HubId,
     NonNegative,
     Place,
     Positive,
@@ -50,7 +51,7 @@ class Data(Section):
 
     path: Place
     pattern: str
-    hub: str | None
+    hub: HubId | None
     source: str
     target: str
     split: str | None

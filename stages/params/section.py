@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -29,6 +30,16 @@ def _inside(place: str) -> str:
     return place
 
 
+def _on_the_hub(hub: str) -> str:
+    """`datasets` prefers a local folder of that name, and takes `csv` for the files around it: DVC sees neither."""
+    name = re.split("[@:]", hub, maxsplit=1)[0]
+    owner_and_name = re.fullmatch(r"([\w.-]+)/([\w.-]+)", name, re.ASCII)
+    named = owner_and_name is not None and all(part.strip(".") for part in owner_and_name.groups())
+    if not named or os.path.lexists(name):
+        raise ValueError("must be owner/name on the Hugging Face hub, and no local file or folder (use data.path)")
+    return hub
+
+
 Item = TypeVar("Item")
 
 
@@ -42,6 +53,8 @@ Distinct = Annotated[list[Item], AfterValidator(_distinct)]
 """A list that names nothing twice."""
 Place = Annotated[str, AfterValidator(_inside)]
 """A file or folder, or an id of a hub."""
+HubId = Annotated[str, AfterValidator(_on_the_hub)]
+"""A dataset's id, `owner/name[:configuration][@revision]`, that is not also the name of something local."""
 Sparsity = Annotated[float | int, Field(ge=0, lt=1), AfterValidator(_short)]
 
 

@@ -141,6 +141,29 @@ def test_what_is_missing_is_named_in_one_line(project, capsys, key, break_it, me
     assert not layout.METRICS.exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("../baseline", "../baseline is no level"),
+        ("../random-0.5", "../random is no pruning method"),
+        ("chosen", "chosen is"),
+    ],
+)
+def test_a_key_is_baseline_dense_or_a_level(project, capsys, key, message):
+    evaluate.main(["dense"])
+    before = set(Path("outputs").rglob("*"))
+    with pytest.raises(SystemExit):
+        evaluate.main([key])
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert set(Path("outputs").rglob("*")) == before
+
+
+def test_a_level_has_one_name(project):
+    evaluate.main(["dense"])
+    evaluate.main(["random-0.50"])
+    assert layout.metrics_file("evaluate", "random-0.5").exists()
+
+
 def test_a_diverged_generator_is_refused(project, capsys):
     generator = checkpoint.load(layout.model_folder("dense"))
     with torch.no_grad():

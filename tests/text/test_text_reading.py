@@ -9,6 +9,7 @@ import struct
 from functools import partial
 from itertools import chain
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -180,15 +181,14 @@ def test_damaged_texts_in_a_folder_saved_by_datasets(data, tmp_path):
         read(data(tmp_path / "saved"))
 
 
-def test_hub_id_goes_through_load_dataset(data, tmp_path):
+def test_hub_id_goes_through_load_dataset(data, tmp_path, monkeypatch):
     # A local folder takes the place of a repository on the hub; the same library call loads both.
+    load, there = datasets.load_dataset, {"owner/name": str(tmp_path)}
+    monkeypatch.setattr("datasets.load_dataset", lambda path, *args, **kwargs: load(there[path], *args, **kwargs))
     for name in ("train", "test"):
         write_csv(tmp_path / f"{name}.csv", MULTILINE[:1])
-    parts = find_parts(data("unused", hub=str(tmp_path)), tmp_path / "cache")
-    assert [(part.name, part.split) for part in parts] == [
-        (f"{tmp_path}/test", "test"),
-        (f"{tmp_path}/train", "train"),
-    ]
+    parts = find_parts(data("unused", hub="owner/name"), tmp_path / "cache")
+    assert [(part.name, part.split) for part in parts] == [("owner/name/test", "test"), ("owner/name/train", "train")]
     assert [(row.source, row.target) for row in parts[0].read()] == MULTILINE[:1]
     assert (tmp_path / "cache").is_dir()
 
