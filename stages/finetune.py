@@ -105,7 +105,7 @@ def _cut(
     from stages.models import anatomy, checkpoint
     from stages.pruning import changes, criterion
     from stages.pruning.masks import check_fits
-    from stages.pruning.structure import zeros
+    from stages.pruning.structure import choice, zeros
     from stages.pruning.structure.axes import describe
     from stages.pruning.structure.plan import PLAN_FILE, Plan
     from stages.pruning.structure.vocabulary import seen, trim
@@ -130,14 +130,14 @@ def _cut(
     parts = rounds(settings.finetune, gone, total_steps(len(examples), settings.finetune))
 
     def choose(smaller: Generator, share: float) -> Plan:
-        if len(parts) == 1:
+        if len(parts) == 1 or not gone:
             path = layout.pruned_folder(level.key) / PLAN_FILE
             plan = Plan.load(path)
             plan.check(describe(generator.model), str(path))
             return plan
         matrices = anatomy.describe(smaller.model).matrices
         looked_at = context(smaller, matrices, pairs, rules, level.method, seed)
-        return structural.choose(looked_at, whole * share)
+        return choice.choose(looked_at, whole * share, describe(generator.model))
 
     def hold(smaller: Generator, names: Mapping[str, str], progress: float) -> Masks:
         left = anatomy.describe(smaller.model)

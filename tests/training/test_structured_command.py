@@ -168,3 +168,17 @@ def test_a_smaller_level_learns_hidden_states(family, schedule, share, project, 
     start = len(distances) // 2 if schedule == "rounds" else 0  # of the round that has the level's size
     before, after = sum(distances[start : start + 3]), sum(distances[-3:])
     assert after < share * before
+
+
+@pytest.mark.parametrize("schedule", ["one_shot", "rounds", "cubic"])
+@pytest.mark.parametrize("zeros", [0, 0.4])
+def test_a_share_of_a_kind_is_one_of_the_dense_model(zeros, schedule, project):
+    """Once, however many rounds there are; and none where zeros alone are the whole sparsity."""
+    shares = {"neurons": 0.5, "encoder_layers": 0, "decoder_layers": 0.5, "zeros": zeros}
+    project("bert", prune={"structured": shares}, finetune={"schedule": schedule, "rounds": 3})
+    prune.main([KEY])
+    finetune.main([KEY])
+    config = checkpoint.load(layout.model_folder(KEY)).model.config
+    for side, layers in {"encoder": 2, "decoder": 2 if zeros else 1}.items():
+        assert getattr(config, side).num_hidden_layers == layers
+        assert getattr(config, side).intermediate_size == (32 if zeros else 16)

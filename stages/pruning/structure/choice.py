@@ -45,17 +45,27 @@ class Knob:
         left = max(1, math.ceil(self.size * (1 - share) - 1e-9))
         return next((size for size in self.allowed if size >= left), left)
 
+    def units(self, left: int) -> dict[str, int]:
+        """What so many steps come to: units by config field, blocks by kind."""
+        return {field: left * step for field, step in self.fields.items()} or {self.kind: left}
+
+    def steps(self, units: Mapping[str, int]) -> int:
+        """So many units, of `units`, in steps; what a smaller model has at most."""
+        one = self.units(1)
+        return min(self.size, *(units[field] // step for field, step in one.items()))
+
 
 Sizes = Mapping[Knob, int]
 """How much of each knob stays."""
 
 
-def choose(context: Context, limit: float) -> Plan:
+def choose(context: Context, limit: float, dense: Structure | None = None) -> Plan:
     """The structure whose cost is just not above a limit.
 
     Args:
         context: the model, its calibration batches, and params `prune.structured`.
         limit: in the unit of the budget (`cost`).
+        dense: of the model before anything was removed of it, which shares of a kind are shares of; None: this one.
 
     Raises:
         UserError: no structure costs so little, or the shares asked for cannot be had.
@@ -63,10 +73,11 @@ def choose(context: Context, limit: float) -> Plan:
     rules: Structured = context.settings
     structure = describe(context.model)
     cost_of = BUDGETS[rules.budget](context, structure)
-    if cost_of(whole(structure)) <= limit:
-        return whole(structure)
     knobs = find_knobs(structure, rules)
-    fixed = {knob: knob.left(share) for knob in knobs if (share := getattr(rules, knob.kind)) != "auto"}
+    fixed = _fixed(knobs, find_knobs(dense, rules) if dense else knobs, rules)
+    overdue = dense is not None and any(left < knob.size for knob, left in fixed.items())
+    if cost_of(whole(structure)) <= limit and not overdue:
+        return whole(structure)
     free = [knob for knob in knobs if knob not in fixed]
     units = _Units(context, structure, rules)
     if rules.allocation == "uniform":
@@ -78,6 +89,15 @@ def cost(context: Context) -> float:
     """What the model of a context costs, in the unit of its budget."""
     structure = describe(context.model)
     return BUDGETS[context.settings.budget](context, structure)(whole(structure))
+
+
+def _fixed(knobs: Sequence[Knob], dense: Sequence[Knob], rules: Structured) -> dict[Knob, int]:
+    """What stays of the knobs that have a share of their own, which is one of the dense model's."""
+    units: dict[str, int] = {}
+    for knob in dense:
+        if (share := getattr(rules, knob.kind)) != "auto":
+            units |= knob.units(knob.left(share))
+    return {knob: knob.steps(units) for knob in knobs if getattr(rules, knob.kind) != "auto"}
 
 
 class _Units:

@@ -89,6 +89,36 @@ def test_shares_of_their_own(context):
             assert len(plan.kept(axis)) == (24 if axis.kind == "neurons" else axis.units)
 
 
+@pytest.mark.parametrize(
+    ("family", "shares", "left"),
+    [
+        ("t5", {"heads": 0.5, "neurons": 0.25}, {"num_heads": 4, "d_ff": 24}),
+        (
+            "llama",
+            {"width": 0.5, "heads": 0.5},
+            {"hidden_size": 16, "num_key_value_heads": 4, "num_attention_heads": 8},
+        ),
+    ],
+)
+def test_shares_are_of_the_dense_model_however_often_parts_are_removed(family, shares, left, build_family, settings):
+    """The second of two removals, of a model that the first has left eight heads or fewer of, goes no further."""
+    heads = {
+        "t5": {"num_heads": 8, "d_kv": 2},
+        "llama": {"hidden_size": 32, "num_attention_heads": 16, "num_key_value_heads": 8},
+    }
+    generator = build_family(family, config=SMALL[family] | heads[family])
+    model, dense = generator.model.eval(), describe(generator.model)
+    batch = generator.collate(generator.encode(SOURCES, TARGETS))
+    rules = settings(prune={"structured": {"allocation": "uniform", "decoder_layers": 0, **shares}}).prune.structured
+    whole_cost = None
+    for share in (0.95, 0.9):
+        looked_at = Context(model, anatomy.describe(model).matrices, lambda: [batch], 0, rules)
+        whole_cost = whole_cost or choice.cost(looked_at)
+        model = remove(model, choice.choose(looked_at, whole_cost * share, dense))
+        for field, size in left.items():
+            assert getattr(model.config, field) == size
+
+
 def test_the_units_with_the_highest_scores_stay(context):
     strong = (1, 4, 30)
     share = 1 - len(strong) / (4 * SMALL["gpt2"]["n_embd"])
