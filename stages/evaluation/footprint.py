@@ -19,7 +19,7 @@ import torch
 
 from stages.errors import UserError
 from stages.evaluation.generation import generate_batch
-from stages.models.checkpoint import Generator
+from stages.models.checkpoint import Generator, one_line
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes of the unit that the system counts memory in."""
@@ -63,8 +63,10 @@ def footprint(load: Callable[[], Generator], texts: Sequence[str], options: dict
 
 
 def _measure(sender: Connection, load: Callable[[], Generator], texts: Sequence[str], options: dict[str, Any]) -> None:
+    name = "a generator"
     try:
         generator = load()
+        name = generator.model.name_or_path or name
         generate_batch(generator, texts, options)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
         del generator
@@ -74,3 +76,5 @@ def _measure(sender: Connection, load: Callable[[], Generator], texts: Sequence[
         sender.send({"load_seconds": time.perf_counter() - start, "peak_memory_bytes": peak})
     except UserError as error:
         sender.send(error)
+    except Exception as error:  # not all kinds survive a pipe, and a traceback here would be of no process the user ran
+        sender.send(UserError(f"{name} could not be measured: {type(error).__name__}: {one_line(error)}"))

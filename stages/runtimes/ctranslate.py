@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -9,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import ctranslate2
+import numpy as np
 import torch
 from ctranslate2.converters import TransformersConverter
+from ctranslate2.specs.attention_spec import MultiHeadAttentionSpec
+from ctranslate2.specs.model_spec import visit_spec
 from torch import Tensor
+from transformers import GenerationConfig
 
 from stages.errors import UserError
 from stages.models.checkpoint import Generator, one_line
@@ -45,6 +50,34 @@ OBEYED = {
 
 Penalties of repetition are not among them: CTranslate2 gives other tokens with them than `transformers`.
 """
+PROBE = {"max_new_tokens": 8, "min_new_tokens": 8}
+"""How many tokens an export writes for each probe, before it is trusted."""
+ROUNDING = 1e-3
+"""Of the spread of logits: engines sum in other orders, so that of two tokens as near as that each may be best."""
+
+
+class _Converter(TransformersConverter):
+    """The engine's converter, which takes heads for as wide as hidden size by number; those of a cut model are not.
+
+    Args:
+        source: checkpoint folder.
+        width: of a head, or None where the converter is right.
+    """
+
+    def __init__(self, source: Path, width: int | None) -> None:
+        super().__init__(str(source))
+        self._width = width
+
+    def _load(self) -> Any:
+        spec = super()._load()
+
+        def widen(layer: Any, *_: object) -> None:
+            if isinstance(layer, MultiHeadAttentionSpec):
+                vars(layer)["head_dim"] = np.int32(self._width)  # a spec takes no attribute once it is made
+
+        if self._width is not None:
+            visit_spec(spec, widen)
+        return spec
 
 
 def export(folder: Path, quantization: str | None) -> None:
@@ -64,11 +97,44 @@ def export(folder: Path, quantization: str | None) -> None:
         family = config["model_type"]
         (source / "config.json").write_text(json.dumps(FORGOTTEN.get(family, {}) | config), encoding="utf-8")
         try:
-            TransformersConverter(str(source)).convert(str(folder / FOLDER), quantization=quantization)
+            _Converter(source, _head_width(config)).convert(str(folder / FOLDER), quantization=quantization)
         except Exception as error:  # of the converter, each family's loader having its own kinds
             raise UserError(
                 f"a model of type {family} cannot be exported to CTranslate2: {one_line(error)}; use onnx"
             ) from error
+
+
+def check(generator: Generator, folder: Path, *, exact: bool, name: Path) -> None:
+    """Let an export write some tokens, since the converter accepts models that the engine then runs wrongly or not.
+
+    Each token has to be the source model's best after those before it, up to rounding.
+
+    Args:
+        generator: what was exported.
+        folder: what `export` wrote.
+        exact: whether tokens have to be those of the generator, which those of int8 need not.
+        name: what the user calls the folder.
+
+    Raises:
+        UserError: the engine fails, or writes something else.
+    """
+    prompts = [generator.prompts([text]) for text in _probes(generator.tokenizer)]
+    try:
+        parts = Parts.load(folder)
+        ids = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id")
+        plain = GenerationConfig(**{name: getattr(parts.generation_config, name) for name in ids})
+        model = CTranslateModel(dataclasses.replace(parts, generation_config=plain), folder)
+        written = [model.generate(**{key: rows.cpu() for key, rows in prompt.items()}, **PROBE) for prompt in prompts]
+    except Exception as error:  # of the engine, of several kinds
+        raise UserError(
+            f"{name}: CTranslate2 cannot run this model of type {generator.model.config.model_type}: "
+            f"{one_line(error)}; use onnx"
+        ) from error
+    if exact and not all(_is_best(generator, *pair) for pair in zip(prompts, written, strict=True)):
+        raise UserError(
+            f"{name}: CTranslate2 writes other tokens than PyTorch for this model of type "
+            f"{generator.model.config.model_type}; use onnx"
+        )
 
 
 def load(folder: Path) -> Generator:
@@ -143,6 +209,36 @@ class CTranslateModel(RuntimeModel):
         rows = [torch.tensor([*ids, end][: wanted.max_new_tokens]) for ids, end in zip(new, last, strict=True)]
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=wanted.pad_token_id)
         return torch.cat([begin, padded], dim=1)
+
+
+def _head_width(config: dict[str, Any]) -> int | None:
+    """Width of a head where it is not what the converter takes it for: hidden size by number of heads."""
+    width = config.get("head_dim", config.get("d_kv"))
+    hidden = config.get("hidden_size", config.get("d_model"))
+    heads = config.get("num_attention_heads", config.get("num_heads"))
+    return None if width is None or width * heads == hidden else width
+
+
+def _probes(tokenizer: Any) -> list[str]:
+    """Short texts of different lengths, from all over the vocabulary."""
+    ids = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    return [tokenizer.decode(ids[:: max(1, len(ids) // count)][:count]) for count in (1, 4, 8)]
+
+
+def _is_best(generator: Generator, prompt: dict[str, Tensor], written: Tensor) -> bool:
+    """Whether every new token [1, length] is the model's best after those before it, ends left out."""
+    config = generator.model.generation_config
+    written = written.to(generator.device)
+    asked = {"input_ids": written}
+    if generator.kind != "causal":
+        asked = {**prompt, "decoder_input_ids": written}
+    with torch.no_grad():
+        logits = generator.model(**asked).logits[0, -PROBE["max_new_tokens"] - 1 : -1].float()
+    picked = logits.gather(1, written[0, -PROBE["max_new_tokens"] :, None])[:, 0]
+    slack = ROUNDING * logits.std(dim=1)
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    logits[:, [*ends, config.pad_token_id]] = -torch.inf  # that Marian never writes padding is in no logits
+    return bool((picked >= logits.amax(dim=1) - slack).all())
 
 
 def _check(wanted: Any) -> None:

@@ -50,7 +50,9 @@ def save(generator: Generator, folder: Path, format: str, *, source: str, graphs
             _require("ctranslate2", packages)
             from stages.runtimes import ctranslate
 
-            ctranslate.export(partial, "int8" if format == "ctranslate2-int8" else None)
+            int8 = format == "ctranslate2-int8"
+            ctranslate.export(partial, "int8" if int8 else None)
+            ctranslate.check(generator, partial, exact=not int8, name=folder)
         if packages:  # what they need of the weights they have
             for weights in partial.glob("model*.safetensors*"):
                 weights.unlink()

@@ -85,9 +85,30 @@ def test_memory_and_load_time_are_of_a_process_of_its_own(make_generator):
     assert 200e6 < large["peak_memory_bytes"] - small["peak_memory_bytes"] < 400e6
 
 
-def test_what_cannot_be_measured_is_said():
+class _Unpicklable(ValueError):
+    def __init__(self, message: str, more: int) -> None:
+        super().__init__(message)
+
+
+def _fail(message: str, **_: object) -> None:
+    raise _Unpicklable(message, 3)
+
+
+def test_what_cannot_be_measured_is_said(make_generator, capfd):
     def fail():
         raise UserError("no such thing")
+
+    def broken():
+        generator = make_generator("bert")
+        generator.model.name_or_path = "exported/t5"
+        generator.model.generate = partial(_fail, "axis 2 has dimension 64\nbut expected 256")
+        return generator
+
+    said = "could not be measured: _Unpicklable: axis 2 has dimension 64 but expected 256$"
+    for load, name in ((broken, "exported/t5"), (lambda: broken().model.generate(), "a generator")):
+        with pytest.raises(UserError, match=f"^{name} {said}"):
+            footprint(load, ["bye"], GREEDY)
+    assert "Traceback" not in capfd.readouterr().err
 
     with pytest.raises(UserError, match="no such thing"):
         footprint(fail, ["bye"], GREEDY)

@@ -173,8 +173,15 @@ def test_states_have_their_counterparts_in_the_masked_model(family, last_goes, m
 
 
 RELOAD = """
-import sys, json
-sys.modules["stages"] = None
+import sys
+sys.modules["stages"] = None  # an editable install is seen with -I too
+try:
+    import stages.models
+except ImportError:
+    pass
+else:
+    raise AssertionError("this project can be imported")
+import json
 import transformers
 config = transformers.AutoConfig.from_pretrained("model")
 auto = (transformers.EncoderDecoderModel if config.model_type == "encoder-decoder" else
