@@ -50,7 +50,7 @@ OBEYED = {
 
 Penalties of repetition are not among them: CTranslate2 gives other tokens with them than `transformers`.
 """
-PROBE = {"max_new_tokens": 8, "min_new_tokens": 8}
+PROBE: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8}
 """How many tokens an export writes for each probe, before it is trusted."""
 ROUNDING = 1e-3
 """Of the spread of logits: engines sum in other orders, so that of two tokens as near as that each may be best."""
@@ -73,7 +73,7 @@ class _Converter(TransformersConverter):
 
         def widen(layer: Any, *_: object) -> None:
             if isinstance(layer, MultiHeadAttentionSpec):
-                vars(layer)["head_dim"] = np.int32(self._width)  # a spec takes no attribute once it is made
+                vars(layer)["head_dim"] = np.int32(self._width or 0)  # a spec takes no attribute once it is made
 
         if self._width is not None:
             visit_spec(spec, widen)
