@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stages.errors import UserError
 from stages.shell import dvc, git
+from stages.tracking.secrets import hidden
 
 ELSEWHERE = (
     "DVC_EXP",
@@ -93,4 +94,4 @@ def run_git(*arguments: str) -> None:
     answer = git(*arguments)
     if answer.returncode:
         last = next((line for line in reversed(answer.stderr.splitlines()) if line.strip()), "no message")
-        raise UserError(f"`git {' '.join(arguments[:3])} …` failed: {last}")
+        raise UserError(hidden(f"`git {' '.join(arguments[:3])} …` failed: {last}"))

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 START_S = 120
+LOOPBACK = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
 
 
 class Cluster:
@@ -54,7 +55,7 @@ class Cluster:
             process.wait(timeout=30)
 
     def _start(self, module: str, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", f"distributed.cli.{module}", "--host", "127.0.0.1", *arguments]
+        command = [sys.executable, "-m", f"distributed.cli.{module}", *LOOPBACK, *arguments]
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_", "PYTHONPATH"))
         }

@@ -26,6 +26,7 @@ from stages.cluster.connection import VARIABLE, differing
 from stages.errors import INTERRUPTED, UserError
 from stages.scratch import ELSEWHERE
 from stages.shell import start, turn
+from stages.tracking.secrets import hidden
 
 CALL = "import pickle, sys; code, arguments = pickle.load(sys.stdin.buffer); pickle.loads(code)(*arguments)"
 """Python that calls what comes on its standard input."""
@@ -176,7 +177,7 @@ class Workshop:
         """
         said: list[str] = []
         if self._run(folder, command, said.append, given):
-            raise UserError(next((line for line in reversed(said) if line.strip()), "no message"))
+            raise UserError(hidden(next((line for line in reversed(said) if line.strip()), "no message")))
 
     def _run(self, folder: Path, command: Sequence[str], follow: Callable[[str], None], given: bytes = b"") -> int:
         """Run a command to its end, which is this process's end at the latest; its exit status."""
@@ -245,11 +246,13 @@ class Workshop:
         try:
             self._must(folder.parent, ["git", "clone", "--quiet", "--no-checkout", self.repository, str(half)])
         except UserError as error:
-            raise UserError(f"cannot clone {self.repository}: {error}") from None
+            raise UserError(f"cannot clone {hidden(self.repository)}: {error}") from None
         try:
             self._must(half, ["git", "checkout", "--quiet", "--detach", self.commit])
         except UserError:
-            raise UserError(f"cannot find commit {self.commit[:7]} in {self.repository}: `git push` it") from None
+            where = hidden(self.repository)
+            raise UserError(f"cannot find commit {self.commit[:7]} in {where}: `git push` it") from None
+        self._must(half, ["git", "remote", "remove", "origin"])  # whose address may have a password in it
         own = half / self.below / ".dvc" / "config.local"
         own.write_text(f"[cache]\n    dir = {self._home() / 'cache'}\n", encoding="utf-8")
         half.rename(folder)
