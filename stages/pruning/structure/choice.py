@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -219,7 +219,7 @@ def _uniform(structure: Structure, cost_of: Cost, fixed: Sizes, free: Sequence[K
         if short >= 0:
             found.append((round(short / dense, 2), max((1 - sizes[k] / k.size for k in free), default=0), sizes))
     if not found:
-        _within(structure, cost_of, {**fixed, **dict.fromkeys(free, 1)}, limit)
+        raise _too_much(structure, cost_of, {**fixed, **dict.fromkeys(free, 1)})
     return min(found, key=lambda candidate: candidate[:2])[2]
 
 
@@ -240,11 +240,29 @@ def _same_share(
 def _candidates(
     structure: Structure, cost_of: Cost, fixed: Sizes, free: Sequence[Knob], limit: float
 ) -> list[dict[Knob, int]]:
-    """Sizes within the limit: every number of layers, some of heads and width, and as many neurons as fit then."""
+    """Sizes within the limit: every number of layers, some of heads and width, and as many neurons as fit then.
+
+    Fewer heads and less width than the least step are tried where nothing else is within it.
+    """
+    for some in (_some, _fewest):
+        if found := _tried(structure, cost_of, fixed, free, limit, some):
+            return found
+    raise _too_much(structure, cost_of, {**fixed, **dict.fromkeys(free, 1)})
+
+
+def _tried(
+    structure: Structure,
+    cost_of: Cost,
+    fixed: Sizes,
+    free: Sequence[Knob],
+    limit: float,
+    some: Callable[[Knob], list[int]],
+) -> list[dict[Knob, int]]:
+    """The candidates among some sizes of each knob."""
     fine = [knob for knob in free if knob.kind == "neurons"]
     coarse = [knob for knob in free if knob.kind != "neurons"]
     tried = []
-    for sizes in itertools.product(*(_some(knob) for knob in coarse)):
+    for sizes in itertools.product(*(some(knob) for knob in coarse)):
         chosen = {**fixed, **dict(zip(coarse, sizes, strict=True))}
         if _cost(structure, cost_of, {**chosen, **dict.fromkeys(fine, 1)}) > limit:
             continue
@@ -253,12 +271,10 @@ def _candidates(
         wasteful = any(
             _cost(structure, cost_of, {**found, knob: min(more)}) <= limit
             for knob in coarse
-            if (more := [size for size in _some(knob) if size > found[knob]])
+            if (more := [size for size in some(knob) if size > found[knob]])
         )
         if not wasteful:
             tried.append(found)
-    if not tried:
-        _within(structure, cost_of, {**fixed, **dict.fromkeys(free, 1)}, limit)
     return tried
 
 
@@ -266,6 +282,17 @@ def _some(knob: Knob) -> list[int]:
     if knob.side:
         return list(range(knob.size, 0, -1))
     return sorted({knob.left(1 - step / STEPS) for step in range(1, STEPS + 1)}, reverse=True)
+
+
+def _fewest(knob: Knob) -> list[int]:
+    """Those of `_some`, and halves of the least of them down to one."""
+    sizes = _some(knob)
+    while sizes[-1] > 1:
+        left = 1 - sizes[-1] // 2 / knob.size
+        if (less := knob.left(left)) >= sizes[-1]:
+            less = knob.left(1 - 1 / knob.size)
+        sizes.append(less)
+    return sizes
 
 
 def _least_loss(context: Context, structure: Structure, units: _Units, candidates: Sequence[Sizes]) -> Plan:
@@ -300,14 +327,12 @@ def _cost(structure: Structure, cost_of: Cost, sizes: Sizes) -> float:
     return cost_of(plan_of(structure, sizes))
 
 
-def _within(structure: Structure, cost_of: Cost, sizes: Sizes, limit: float) -> None:
-    found = _cost(structure, cost_of, sizes)
-    if found > limit:
-        share = found / cost_of(whole(structure))
-        raise UserError(
-            f"prune.structured: the least that can be left is {share:.0%} of the budget, more than the level's "
-            "sparsity allows: lower the sparsity, or set more kinds to auto"
-        )
+def _too_much(structure: Structure, cost_of: Cost, least: Sizes) -> UserError:
+    share = _cost(structure, cost_of, least) / cost_of(whole(structure))
+    return UserError(
+        f"prune.structured: the least that can be left is {share:.0%} of the budget, more than the level's "
+        "sparsity allows: lower the sparsity, or set more kinds to auto"
+    )
 
 
 def _best(found: Tensor, count: int) -> tuple[int, ...]:

@@ -141,6 +141,19 @@ def test_many_heads_and_a_width_leave_structures_to_try(family, context, monkeyp
     assert cost.parameters(looked_at, describe(looked_at.model))(plan) <= limit
 
 
+@pytest.mark.parametrize("allocation", ["uniform", "loss"])
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_fewer_heads_and_less_width_than_a_quarter_where_the_budget_asks_for_it(family, allocation, context):
+    """Just above and just below the least that can be left."""
+    looked_at = context(family, allocation=allocation, width="auto", budget="flops")
+    structure = describe(looked_at.model)
+    cost_of = cost.BUDGETS["flops"](looked_at, structure)
+    least = choice._cost(structure, cost_of, dict.fromkeys(choice.find_knobs(structure, looked_at.settings), 1))
+    assert cost_of(choice.choose(looked_at, least * 1.001)) == least
+    with pytest.raises(UserError, match=r"the least that can be left is \d+% of the budget"):
+        choice.choose(looked_at, least * 0.99)
+
+
 def test_of_equal_units_the_first_stay():
     assert choice._best(torch.tensor([1.0, 2.0, 1.0, 1.0, 2.0]), 3) == (0, 1, 4)
 
