@@ -9,10 +9,13 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from stages.restore import outputs_kept
 
 INTERRUPTED = 130
+NO_READER = 141
+"""As a shell tells of a command that SIGPIPE ended."""
 CANNOT_WRITE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -25,6 +28,8 @@ CANNOT_WRITE = (
     errno.ENAMETOOLONG,
 )
 """Of an error of the system: the place that was named cannot be written, which is no bug of ours."""
+READING_TOO = (errno.EACCES, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+"""Those of which it is not known whether something was to be read."""
 GO_ON = "interrupted: finished stages are kept; run the same command to go on"
 
 
@@ -38,8 +43,9 @@ class UserError(Exception):
 def command(main: Callable[..., None], *, interrupted: str = GO_ON) -> Callable[..., None]:
     """Run `main` as a command: a `UserError`, a full disk or Ctrl-C ends in one line on stderr.
 
-    A stage that fails leaves the outputs it had before. Exit status is 1 for an error and 130 for Ctrl-C, which
-    `interrupted` is said of. Any other exception is a bug of ours and keeps its traceback.
+    A stage that fails leaves the outputs it had before. Exit status is 1 for an error, 130 for Ctrl-C, which
+    `interrupted` is said of, and 141 if nobody reads any more what is printed. Never 0: DVC would record a stage's
+    outputs of before as those of this run. Any other exception is a bug of ours and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -56,14 +62,15 @@ def command(main: Callable[..., None], *, interrupted: str = GO_ON) -> Callable[
         except KeyboardInterrupt:
             _stop(interrupted, INTERRUPTED)
         except BrokenPipeError:
-            # The reader of our standard output went away (`| head`); that is not an error.
+            # The reader went away (`| head`, or `| tee` by Ctrl-C). What still waits to be printed has nowhere to go.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
+            sys.exit(NO_READER)
         except Exception as error:
             why = _number(error)
             if why not in CANNOT_WRITE:
                 raise
-            _stop(f"error: cannot write {getattr(error, 'filename', None) or 'output'}: {os.strerror(why)}", 1)
+            doing = "read or write" if why in READING_TOO else "write"
+            _stop(f"error: cannot {doing} {getattr(error, 'filename', None) or 'output'}: {os.strerror(why)}", 1)
 
     return run
 
@@ -77,5 +84,6 @@ def _number(error: Exception) -> int:
 
 
 def _stop(message: str, status: int) -> None:
-    print(message, file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):
+        print(message, file=sys.stderr, flush=True)
     sys.exit(status)

@@ -104,6 +104,32 @@ def test_commands_end_in_one_line(error, status, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("print('more', flush=True)", 141),
+        ("raise KeyboardInterrupt", 130),
+        ("raise UserError('file x: do y')", 1),
+    ],
+)
+def test_a_command_whose_reader_went_away_never_says_that_all_is_well(body, status):
+    """DVC takes status 0 for outputs that are made, and those are the ones of before, put back."""
+    code = f"""
+from stages.errors import UserError, command
+@command
+def main():
+    input()
+    {body}
+main()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, stderr=subprocess.STDOUT, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    process.stdout.close()
+    process.stdin.write("\n")
+    process.stdin.close()
+    assert process.wait(60) == status
+
+
 def test_a_bug_keeps_its_traceback():
     @command
     def main() -> None:

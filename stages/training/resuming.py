@@ -13,6 +13,7 @@ import shutil
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -166,7 +167,8 @@ class ResumableTrainer(Trainer):
 
     def _say(self, text: str) -> None:
         if self.args.should_save:
-            print(text, file=sys.stderr, flush=True)
+            with suppress(BrokenPipeError):  # by Ctrl-C, `| tee` ends before us
+                print(text, file=sys.stderr, flush=True)
 
     # What the Trainer restores by itself before its loop, `_restore` does at the moment it was saved.
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:

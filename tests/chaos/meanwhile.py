@@ -1,4 +1,4 @@
-"""Two `dvc repro` at once, a clock that goes back, and a terminal that is closed."""
+"""Two `dvc repro` at once, a clock that goes back, a terminal that is closed, a reader that goes away."""
 
 from __future__ import annotations
 
@@ -89,6 +89,39 @@ class Signal:
             yield "a traceback"
 
 
+@dataclass(frozen=True)
+class Unread:
+    """Nobody reads any more what DVC and a stage print, while outputs of other params are there."""
+
+    stage: str = "train"
+    name: str = "nobody reads what a stage prints: `| head`, Ctrl-C through `| tee`"
+    how: str = "real: the reader of a pipe ends in the middle of a stage, whose params were changed"
+
+    def inject(self, ground: Ground) -> Iterator[Ended | None]:
+        """What failed must not be in the run cache as if it had ended well: the next run has to do it."""
+        params = ground.root / "params.yaml"
+        given = params.read_bytes()
+        for reader, decay in (("head -n 2", 0.03), ("tee /dev/null", 0.04)):
+            ground.set(train={"weight_decay": decay})
+            try:
+                run = ground.start("bash", "-c", f"set -o pipefail; dvc repro -s {self.stage} 2>&1 | {reader}")
+                if "tee" in reader and run.until("step ") and run.running(0.2):
+                    os.killpg(run.process.pid, signal.SIGINT)
+                ended = run.wait()
+                again = ground.end("dvc", "repro", "-s", self.stage)
+            finally:
+                params.write_bytes(given)
+            yield ended if f"{RUNNING}{self.stage}'" in again.said else Ended(0, again.said)
+
+    def expect(self, ended: Ended | None) -> Iterator[str]:
+        """It failed, and DVC took nothing for its outputs."""
+        assert ended
+        if not ended.status:
+            yield "outputs of before were recorded for the changed params"
+        if "Traceback" in ended.said:
+            yield "a traceback"
+
+
 def faults(seed: int) -> list[Fault]:
     """All of this family."""
-    return [Twice(), Back(), Signal()]
+    return [Twice(), Back(), Signal(), Unread()]
