@@ -96,7 +96,13 @@ def _fixed(knobs: Sequence[Knob], dense: Sequence[Knob], rules: Structured) -> d
     units: dict[str, int] = {}
     for knob in dense:
         if (share := getattr(rules, knob.kind)) != "auto":
-            units |= knob.units(knob.left(share))
+            left = knob.left(share)
+            if left == knob.size and share and knob.allowed:
+                raise UserError(
+                    f"prune.structured.{knob.kind} is {share}, of which nothing would go: of {knob.size} the config "
+                    f"can hold {', '.join(map(str, knob.allowed))}"
+                )
+            units |= knob.units(left)
     return {knob: knob.steps(units) for knob in knobs if getattr(rules, knob.kind) != "auto"}
 
 
@@ -151,7 +157,9 @@ def find_knobs(structure: Structure, rules: Structured) -> list[Knob]:
     bound = {size for size in sizes if size in structure.head_sizes}
     widths = [axis for axis in sizes.values() if axis.kind == "width"]
     if bound:
-        _refused(rules, "heads", "in this family heads fill the width: set prune.structured.width, and heads to auto")
+        stays = next((axis.locked for axis in widths if axis.locked), None)
+        instead = f"which has to stay ({stays})" if stays else "set prune.structured.width, and heads to auto"
+        _refused(rules, "heads", f"in this family heads fill the width: {instead}")
     for axis in sizes.values():
         if (axis.kind == "neurons" or (axis.kind == "heads" and axis.size not in bound)) and getattr(rules, axis.kind):
             knobs.append(Knob(axis.kind, axis.units, {axis.size: 1}, allowed=_allowed(axis, structure, rules)))

@@ -188,7 +188,20 @@ def test_heads_that_fill_the_width_go_with_it(context):
     assert smaller.config.decoder.num_attention_heads == 1
 
 
+@pytest.mark.parametrize(("share", "left"), [(0, 8), (0.5, 4), (0.6, 4), (0.25, None), (0.1, None)])
+def test_a_share_of_heads_of_which_nothing_can_go_is_refused(share, left, settings):
+    rules = settings(prune={"structured": {"heads": share}}).prune.structured
+    knob = choice.Knob("heads", 8, {"decoder.heads": 1}, allowed=(1, 2, 4, 8))
+    if left is None:
+        with pytest.raises(UserError, match=rf"heads is {share}, of which nothing would go: of 8 .* 1, 2, 4, 8"):
+            choice._fixed([knob], [knob], rules)
+    else:
+        assert choice._fixed([knob], [knob], rules) == {knob: left}
+
+
 def test_a_width_that_has_to_stay(context):
+    with pytest.raises(UserError, match=r"prune.structured.heads cannot be 0.5: .* has to stay \(Marian"):
+        choice.choose(context("marian", heads=0.5), 1)
     with pytest.raises(UserError, match=r"prune.structured.width cannot be 0.5: Marian"):
         choice.choose(context("marian", width=0.5), 1.0)
 
