@@ -109,7 +109,8 @@ def draw(peaks: Sequence[tuple[int, int]], picture: Path) -> None:
     with figure_of(6.4, 3.6) as figure:
         axes = figure.subplots()
         axes.plot([rows / 1e6 for rows, _ in peaks], [peak / 1e6 for _, peak in peaks], marker="o")
-        axes.set(xlabel="million rows", ylabel="peak memory, MB", xlim=(0, None), ylim=(0, None))
+        top = 1.2 * max(peak for _, peak in peaks) / 1e6
+        axes.set(xlabel="million rows", ylabel="peak memory, MB", xlim=(0, None), ylim=(0, top))
         axes.set_title("Cleaning: memory of its largest process")
         axes.grid(alpha=0.3)
         save(figure, picture)
