@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages import layout
 from stages.errors import UserError, command
+from stages.lockfile import refuse_damaged
 from stages.scratch import commit_of
 from stages.shell import dvc, git
 from stages.tracking.content import as_text
@@ -102,6 +103,8 @@ def _lock(revision: str | None) -> dict[str, Entry]:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    if revision is None:
+        refuse_damaged()
     try:
         stages = (YAML(typ="safe").load(_read(revision, Path("dvc.lock"))) or {}).get("stages") or {}
         return {name: Entry.parse(name, values) for name, values in stages.items()}

@@ -127,7 +127,7 @@ def blocks(text: str) -> dict[str, str]:
     if not text.startswith(HEAD):
         return {}
     starts = list(_ENTRY.finditer(text, len(HEAD)))
-    ends = [match.start() for match in starts[1:]] + [len(text)]
+    ends = [*(match.start() for match in starts), len(text)][1:]
     return {match[1]: text[match.start() : end] for match, end in zip(starts, ends, strict=True)}
 
 

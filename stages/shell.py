@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import stages
 from stages.errors import UserError
+from stages.lockfile import refuse_damaged
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, termination, and a terminal that was closed."""
@@ -71,10 +72,12 @@ def dvc(*arguments: str) -> str:
     """What a dvc command prints.
 
     Raises:
-        UserError: it failed; with the error it named.
+        UserError: it failed, with the error it named; or dvc.lock is cut short.
     """
+    refuse_damaged()
     answer = subprocess.run([*DVC, *arguments], capture_output=True, encoding="utf-8", check=False, env=environment())
     if answer.returncode:
+        refuse_damaged(thoroughly=True)
         raise UserError(f"`dvc {arguments[0]}` failed: {reason(answer.stderr)}")
     return answer.stdout
 

@@ -16,6 +16,7 @@ from typing import Any
 from stages import layout, params
 from stages.errors import UserError
 from stages.files import digest
+from stages.lockfile import REMEDY, refuse_damaged
 
 CONTROLS = (layout.BASELINE, layout.DENSE)
 """Keys that are not levels."""
@@ -86,11 +87,14 @@ class Pipeline:
         self._stages: dict[str, Any] = (params.read_yaml(root / "dvc.yaml") or {}).get("stages") or {}
         lock = root / "dvc.lock"
         _wait_until_written(lock)
-        recorded = (params.read_yaml(lock) or {}).get("stages") or {} if lock.is_file() else {}
+        refuse_damaged(lock)
         try:
+            recorded = params.read_yaml(lock)["stages"] if lock.is_file() else {}
             self.entries = [Entry.parse(name, values) for name, values in recorded.items()]
         except (AttributeError, KeyError, TypeError):
-            raise UserError(f"{lock} is not a lock file of DVC 2 or later: run `dvc repro`") from None
+            raise UserError(f"{lock} is not a lock file of DVC 2 or later: {REMEDY}") from None
+        except UserError as error:
+            raise UserError(f"{error}: {REMEDY}") from None
         self._md5 = cache(partial(md5_of, root))
 
     def current_entries(self) -> list[Entry]:

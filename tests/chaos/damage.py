@@ -212,6 +212,35 @@ class Metrics:
         yield from error_of_one_line(ended, r"dense\.json")
 
 
+@dataclass(frozen=True)
+class Lock:
+    """dvc.lock, as plain `dvc` leaves it when it is killed while it rewrites it."""
+
+    name: str = "dvc.lock cut short; `git checkout dvc.lock` and `dvc repro` are to mend it"
+    how: str = "real: cut within a key, after a value, at the end of a line, emptied; then `sweep`, `check`, `sync`"
+
+    def inject(self, ground: Ground) -> Iterator[Ended | None]:
+        """Read each by our commands, then let plain `dvc repro` meet it, then do as the message says."""
+        file = ground.root / "dvc.lock"
+        whole = file.read_bytes()
+        middle = len(whole) // 2
+        for place in (
+            whole.index(b"    deps:", middle) + 6,
+            whole.index(b"md5: ", middle) + 20,
+            whole.index(b"\n      md5: ", middle) + 1,
+            0,
+        ):
+            for command in ("sweep", "check", "sync"):
+                file.write_bytes(whole[:place])
+                yield ground.end("python", "-m", f"stages.{command}")
+            ground.end("dvc", "repro")  # which refuses it, or makes it anew from its run cache
+            ground.end("git", "checkout", "dvc.lock")
+
+    def expect(self, ended: Ended | None) -> Iterator[str]:
+        """It is named, with what to do."""
+        yield from error_of_one_line(ended, "dvc.lock", "git checkout dvc.lock.*dvc repro")
+
+
 def faults(seed: int) -> list[Fault]:
     """All of this family."""
 
@@ -240,5 +269,6 @@ def faults(seed: int) -> list[Fault]:
         Cached(),
         Checkpoint(),
         Params(),
+        Lock(),
         Metrics(),
     ]

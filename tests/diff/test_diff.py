@@ -25,7 +25,7 @@ def run(*command: str) -> str:
 
 def write(path: str, value: Any) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(value))
+    Path(path).write_text(f"{json.dumps(value)}\n")
 
 
 def scores(bleu: float, *, nonzero: int = 1_600_000) -> dict[str, float]:
@@ -37,7 +37,7 @@ def entry(outs: dict[str, str], deps: dict[str, str]) -> dict[str, Any]:
     return {
         "cmd": "python",
         "deps": [{"path": path, "hash": "md5", "md5": md5.ljust(32, "0")} for path, md5 in deps.items()],
-        "outs": [{"path": path, "hash": "md5", "md5": md5.ljust(32, "0")} for path, md5 in outs.items()],
+        "outs": [{"path": path, "hash": "md5", "md5": md5.ljust(32, "0"), "size": 1} for path, md5 in outs.items()],
     }
 
 

@@ -151,7 +151,7 @@ class Sweep:
 
     def _save(self, path: str, value: Any) -> None:
         # JSON is YAML, and written much faster.
-        self.write(path, json.dumps(value))
+        self.write(path, json.dumps(value) + "\n")
 
     def _record(self, name: str) -> None:
         """Outputs that depend on all inputs, and the lock entry."""
@@ -180,7 +180,7 @@ class Sweep:
 
     def _md5(self, path: str) -> dict[str, Any]:
         if (self.root / path).is_dir():
-            return {"path": path, "hash": "md5", "md5": md5_of(self.root, path)}
+            return {"path": path, "hash": "md5", "md5": md5_of(self.root, path), "size": 1, "nfiles": 1}
         data = (self.root / path).read_bytes()
         return {"path": path, "hash": "md5", "md5": hashlib.md5(data).hexdigest(), "size": len(data)}
 

@@ -150,18 +150,24 @@ def test_stage_names(name: str, expected: tuple[str, str | None]) -> None:
     assert split_name(name) == expected
 
 
-def test_the_lock_may_be_empty_or_broken(sweep: Sweep) -> None:
+def test_the_lock_may_be_empty_but_not_broken(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = sweep.root / "dvc.lock"
     lock.unlink()
     assert lock_runs(sweep) == []
-    lock.write_text("schema: '2.0'\n")
+    lock.write_text("schema: '2.0'\nstages: {}\n")
     assert lock_runs(sweep) == []
-    lock.write_text("stages: [1, 2]\n")
-    with pytest.raises(UserError, match="lock file"):
-        lock_runs(sweep)
-    lock.write_text("stages: {prune: {deps: [{md5: 1}]}}\n")
-    with pytest.raises(UserError, match="lock file"):
-        lock_runs(sweep)
+    monkeypatch.setattr("stages.lockfile.WRITING_S", 0.0)
+    whole = "outs: [{path: a, md5: 2}]"
+    for text, why in (
+        ("schema: '2.0'\n", "no stages"),
+        ("schema: '2.0'\nstages: [1, 2]\n", "no stages"),
+        ("stages: {}\n", "no schema"),
+        ("schema: '2.0'\nstages: {prune: {deps: [{md5: 1}]}}\n", "cut short"),
+        (f"schema: '2.0'\nstages: {{prune: {{deps: [{{md5: 1}}], {whole}}}}}\n", "lock file"),
+    ):
+        lock.write_text(text)
+        with pytest.raises(UserError, match=f"{why}.*git checkout dvc.lock"):
+            lock_runs(sweep)
 
 
 def test_an_entry_is_read_whole() -> None:
