@@ -114,6 +114,7 @@ def test_arrows_point_one_way():
             "errors",
             "bitmasks",
             "runtime",
+            "lockfile",
             "machine",
             "pool",
             "processes",
