@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from stages.cluster.connection import VARIABLE, differing
 from stages.errors import INTERRUPTED, UserError
 from stages.scratch import ELSEWHERE
-from stages.shell import start, turn
+from stages.shell import ending_with_us, start, turn
 from stages.tracking.secrets import hidden
 
 CALL = "import pickle, sys; code, arguments = pickle.load(sys.stdin.buffer); pickle.loads(code)(*arguments)"
@@ -188,7 +188,7 @@ class Workshop:
             stdin.seek(0)
             process = start(command, self._variables(), cwd=folder, stdin=stdin, stderr=subprocess.STDOUT)
         self.process = process
-        with _ending_with_us(process.pid):
+        with ending_with_us(process.pid):
             assert process.stdout is not None
             for line in process.stdout:
                 follow(line.rstrip())
@@ -256,16 +256,3 @@ class Workshop:
         own = half / self.below / ".dvc" / "config.local"
         own.write_text(f"[cache]\n    dir = {self._home() / 'cache'}\n", encoding="utf-8")
         half.rename(folder)
-
-
-@contextmanager
-def _ending_with_us(group: int) -> Iterator[None]:
-    """Have a process group killed when this process ends, be it by a signal that nobody can act on."""
-    # This process has the only other end of the pipe that the shell reads from.
-    command = ["sh", "-c", f"read -r _; kill -s KILL -- -{group}"]
-    guard = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        yield
-    finally:
-        guard.kill()
-        guard.communicate()

@@ -137,7 +137,7 @@ def metrics(profile: Profile) -> dict[str, float]:
     flat |= {f"rejected_{reason}": count for reason, count in profile["reasons"].items()}
     for split, counts in profile["splits"].items():
         flat |= {f"{split}_{name}": count for name, count in counts.items() if isinstance(count, int)}
-        for side in ("source", "target"):
+        for side in SIDES:
             flat[f"{split}_{side}_characters_mean"] = counts[f"{side}_characters"]["mean"]
     return flat
 
@@ -160,11 +160,11 @@ def show(profile: Profile) -> None:
 
 def _splits_table(profile: Profile) -> Table:
     table = _table("Kept", "split", "rows", "inputs", "inputs with\n>1 targets")
-    for side in ("source", "target"):
+    for side in SIDES:
         table.add_column(f"{side} length\np50/p95/max", justify="right")
     for name, split in profile["splits"].items():
         counts = [f"{split[key]:,}" for key in ("rows", "inputs", "inputs_with_several_targets")]
-        lengths = [split[f"{side}_characters"] for side in ("source", "target")]
+        lengths = [split[f"{side}_characters"] for side in SIDES]
         table.add_row(name, *counts, *(f"{length['p50']}/{length['p95']}/{length['max']}" for length in lengths))
     return table
 
