@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from contextlib import ExitStack
-from pathlib import Path
 
 from stages import files, layout, params
 from stages.cluster.connection import VARIABLE, connected
@@ -36,9 +34,8 @@ def main() -> None:
     settings = params.load("data", "clean")
     collect_rarely()  # near-duplicates are found in sets by the million, none of them garbage
 
-    layout.SCRATCH.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clean-", dir=layout.SCRATCH)))
+        scratch = stack.enter_context(files.scratch_folder(layout.SCRATCH, "clean"))
         progress = stack.enter_context(counting("cleaning"))
         # Each output takes its place when the block has ended well, so old and new are never mixed.
         paths = {name: layout.DATA / f"{name}.parquet" for name in OUTPUTS}

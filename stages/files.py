@@ -6,9 +6,11 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,8 @@ def replacing(target: Path | str) -> Iterator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    for left in (partial, *_left_behind(target)):
-        _remove(left)
+    _remove(partial)
+    _remove_abandoned(target.parent, f".{target.name}.", ".partial")
     try:
         yield partial
         if target.is_dir() or partial.is_dir():
@@ -37,6 +39,23 @@ def replacing(target: Path | str) -> Iterator[Path]:
         partial.replace(target)
     finally:
         _remove(partial)
+
+
+@contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Yield the path of a new folder, which is removed in the end.
+
+    That of a process that was killed is removed by the next that makes one of this name.
+
+    Args:
+        parent: folder that it is in, made if it is not there.
+        name: how its name begins.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(parent, f"{name}-", "")
+    prefix = f"{name}-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent.absolute(), ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -76,12 +95,13 @@ def digest(*parts: Path | str | bytes) -> str:
     return state.hexdigest()
 
 
-def _left_behind(target: Path) -> Iterator[Path]:
-    """What processes that were killed had written of `target`."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-        writer = path.name.removeprefix(f".{target.name}.").removesuffix(".partial")
-        if writer.isdecimal() and not _writes(int(writer), path):
-            yield path
+def _remove_abandoned(parent: Path, before: str, after: str) -> None:
+    """Remove what processes that were killed have left of names in which theirs comes after `before`."""
+    for path in parent.glob(f"{glob.escape(before)}*{after}"):
+        writer = re.match(r"\d+", path.name.removeprefix(before))
+        if writer and not _writes(int(writer[0]), path):
+            with suppress(FileNotFoundError):  # another process removes it at the same time
+                _remove(path)
 
 
 def _writes(process: int, path: Path) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
+from stages import files
 from stages.errors import UserError
 from stages.shell import dvc, git
 from stages.tracking.secrets import hidden
@@ -52,7 +52,7 @@ def clone_of(commit: str, scratch: Path) -> Iterator[None]:
 
     Args:
         commit: its full name.
-        scratch: existing folder; the clone is in it, and is removed in the end.
+        scratch: folder that the clone is in, until the end.
 
     Raises:
         UserError: git or DVC fails.
@@ -60,9 +60,9 @@ def clone_of(commit: str, scratch: Path) -> Iterator[None]:
     cache = dvc("cache", "dir").strip()
     top = Path(git("rev-parse", "--show-toplevel").stdout.strip())
     below = git("rev-parse", "--show-prefix").stdout.strip()
-    with tempfile.TemporaryDirectory(prefix="clone-", dir=scratch.absolute(), ignore_cleanup_errors=True) as folder:
-        clone = Path(folder, "project")
-        with _variables(Path(folder, "dvc")):
+    with files.scratch_folder(scratch, "clone") as folder:
+        clone = folder / "project"
+        with _variables(folder / "dvc"):
             run_git("clone", "--quiet", "--shared", "--no-checkout", str(top), str(clone))
             run_git("-C", str(clone), "checkout", "--quiet", "--detach", commit)
             with chdir(clone / below):

@@ -15,7 +15,7 @@ import pytest
 from safetensors import SafetensorError
 
 from stages.errors import UserError, command
-from stages.files import digest, read_json, replacing, write_json
+from stages.files import digest, read_json, replacing, scratch_folder, write_json
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -65,6 +65,21 @@ def test_a_killed_writer_may_be_a_zombie_or_its_number_taken_by_another(tmp_path
         partial.touch()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     zombie.wait()
+
+
+def test_scratch_of_a_killed_process_goes_with_the_next_and_that_of_others_stays(tmp_path):
+    code = "import os, sys\nfrom pathlib import Path\nfrom stages.files import scratch_folder\n"
+    code += "with scratch_folder(Path(sys.argv[1]), 'clone') as folder:\n"
+    code += "    (folder / 'big').mkdir(); os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", code, tmp_path], check=False)
+    assert killed.returncode == -9
+    (left,) = tmp_path.iterdir()
+    kept = {f"clone-{os.getppid()}-ours", "clone-notes", left.name.replace("clone", "clean")}
+    for name in kept:
+        (tmp_path / name).mkdir()
+    with scratch_folder(tmp_path, "clone") as first, scratch_folder(tmp_path, "clone") as second:
+        assert {path.name for path in tmp_path.iterdir()} == kept | {first.name, second.name}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_digest_depends_on_content_and_names(tmp_path):

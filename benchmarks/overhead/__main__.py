@@ -4,8 +4,9 @@
     python -m benchmarks.overhead memory [--rows N ...]     peak memory of cleaning, and its curve
     python -m benchmarks.overhead graph [--levels 100]      `dvc repro` and `dvc status` with nothing to do
     python -m benchmarks.overhead sweep [LEVEL ...]         wall time of a sweep over the compute of its levels
+    python -m benchmarks.overhead cores [LEVEL ...]         levels an hour side by side, and one at a time
 
-In:  params.yaml, data/raw and, for `sweep`, a finished pipeline, which stays as it is.
+In:  params.yaml, data/raw and, for the last two, a finished pipeline, which stays as it is.
 Out: a table on standard output; of `memory` also docs/images/cleaning_memory.png.
 
 Projects and data are made in a temporary folder (TMPDIR), which is removed: a million rows take 150 MB there.
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     memory.add_argument("--picture", type=Path, default=PICTURE)
     kinds.add_parser("graph").add_argument("--levels", type=int, default=100)
     kinds.add_parser("sweep").add_argument("levels", nargs="*", metavar="LEVEL")
+    cores = kinds.add_parser("cores")
+    cores.add_argument("levels", nargs="*", metavar="LEVEL")
+    cores.add_argument("-j", "--jobs", type=int, default=2, metavar="N", help="levels side by side (default: 2)")
     args = parser.parse_args(arguments)
     if "rows" in args and min(args.rows) < 1:
         raise UserError("--rows must be 1 or more")
@@ -40,10 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from benchmarks.overhead.graph import measure
 
         measure(args.levels)
-    elif args.kind == "sweep":
-        from benchmarks.overhead.sweep import measure as measure_sweep
+    elif args.kind in ("sweep", "cores"):
+        from benchmarks.overhead import sweep
 
-        measure_sweep(args.levels)
+        if args.kind == "sweep":
+            sweep.measure(args.levels)
+        else:
+            sweep.measure_cores(args.levels, args.jobs)
     else:
         from benchmarks.overhead import cleaning
 

@@ -1,8 +1,8 @@
-"""The wall time of a sweep over the compute of its levels.
+"""What a sweep takes: over the compute of its levels, and side by side over one after another.
 
-Both are of the same levels, one after another, in a scratch clone of the commit:
+All is of the same levels, in a scratch clone of the commit:
 
-- wall: `dvc repro --force` of their stages as `python -m stages.sweep -j 1` runs it, with MLflow in its own
+- wall: `dvc repro --force` of their stages as `python -m stages.sweep -j N` runs it, with MLflow in its own
   database.
 - compute: their stages' `main`, called in one process that has imported everything and made a level already, with
   tracking off. It contains reading inputs and writing outputs; not starting Python, imports, DVC and MLflow.
@@ -14,11 +14,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-from stages import layout, params
+from stages import layout, machine, params
 from stages.errors import UserError
 from stages.pool import Pool
 from stages.processes import Processes
@@ -37,13 +37,55 @@ def measure(levels: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    keys = _known(levels)[: None if levels else LEVELS]
+    with _clone(keys) as seconds:
+        compute, wall = seconds("compute", 1), seconds("wall", 1)
+    table = Table("levels", "wall, s", "compute, s", "wall / compute", title="overhead of a sweep, one level at a time")
+    table.add_row(", ".join(keys), f"{wall:.1f}", f"{compute:.1f}", f"{wall / compute:.2f}")
+    Console().print(table)
+
+
+def measure_cores(levels: Sequence[str], jobs: int) -> None:
+    """Print levels an hour, one at a time and side by side, and their ratio.
+
+    Args:
+        levels: keys; none: all of the sweep.
+        jobs: levels side by side.
+
+    Raises:
+        UserError: this process may not use so many cores; or there are fewer levels.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    keys = _known(levels)
+    if not 2 <= jobs <= min(machine.cores(), len(keys)):
+        raise UserError(f"--jobs {jobs}: 2 or more, of {machine.cores()} cores and {len(keys)} levels")
+    with _clone(keys) as seconds:
+        rates = {count: len(keys) * 3600 / seconds("wall", count) for count in (1, jobs)}
+    table = Table("levels side by side", "levels an hour", "times", title=f"a sweep of {len(keys)} levels")
+    for count, rate in rates.items():
+        table.add_row(str(count), f"{rate:.1f}", f"{rate / rates[1]:.2f}")
+    Console().print(table)
+
+
+def _known(levels: Sequence[str]) -> list[str]:
+    """These levels of the sweep; none: all.
+
+    Raises:
+        UserError: one is none of the sweep's.
+    """
+    known = [level.key for level in params.load("sweep").sweep.levels]
+    if unknown := set(levels) - set(known):
+        raise UserError(f"{', '.join(sorted(unknown))}: no level of the sweep in params.yaml")
+    return list(dict.fromkeys(levels)) or known
+
+
+@contextmanager
+def _clone(keys: Sequence[str]) -> Iterator[Callable[[str, int], float]]:
+    """Work in a scratch clone with the levels' inputs; gives what measures the seconds that all of them take there."""
     from benchmarks.overhead.processes import cost
 
-    known = [level.key for level in params.load("sweep").sweep.levels]
-    keys = list(levels) or known[:LEVELS]
-    if unknown := set(keys) - set(known):
-        raise UserError(f"{', '.join(sorted(unknown))}: no level of the sweep in params.yaml")
-    layout.SCRATCH.mkdir(exist_ok=True)
     with clone_of(commit_of("HEAD"), layout.SCRATCH):
         dvc("checkout", "--with-deps", *(f"evaluate@{key}" for key in keys))
         Path(".scratch").mkdir(exist_ok=True)
@@ -52,25 +94,25 @@ def measure(levels: Sequence[str]) -> None:
             "ESPALIER_TRACKING": "on",
             "MLFLOW_TRACKING_URI": f"sqlite:///{Path('.scratch/mlflow.db').absolute()}",
         }
-        seconds = {}
-        for what, variables in (("compute", ours), ("wall", ours | tracked)):
-            cost([sys.executable, "-m", "benchmarks.overhead.sweep", what, *keys], Path.cwd(), variables)
-            seconds[what] = json.loads(SECONDS.read_text(encoding="utf-8"))
-    compute, wall = seconds["compute"], seconds["wall"]
-    table = Table("levels", "wall, s", "compute, s", "wall / compute", title="overhead of a sweep, one level at a time")
-    table.add_row(", ".join(keys), f"{wall:.1f}", f"{compute:.1f}", f"{wall / compute:.2f}")
-    Console().print(table)
+
+        def seconds(what: str, jobs: int) -> float:
+            command = [sys.executable, "-m", "benchmarks.overhead.sweep", what, str(jobs), *keys]
+            cost(command, Path.cwd(), ours | (tracked if what == "wall" else {}))
+            measured: float = json.loads(SECONDS.read_text(encoding="utf-8"))
+            return measured
+
+        yield seconds
 
 
-def swept(keys: Sequence[str]) -> float:
-    """Seconds that the levels take in the clone, made again.
+def swept(jobs: int, keys: Sequence[str]) -> float:
+    """Seconds that the levels take in the clone, made again, so many at a time.
 
     Raises:
         UserError: a stage failed.
     """
     tasks = tasks_for(graph(), {f"{stage}@{key}" for stage in STAGES for key in keys})
     logs = Path(".scratch")
-    pool = Pool(tasks, Processes(1, memory_needed, ["--force"]), logs=logs, show=lambda now: None)
+    pool = Pool(tasks, Processes(jobs, memory_needed, ["--force"]), logs=logs, show=lambda now: None)
     start = time.perf_counter()
     pool.run()
     seconds = time.perf_counter() - start
@@ -79,8 +121,13 @@ def swept(keys: Sequence[str]) -> float:
     return seconds
 
 
-def compute_seconds(keys: Sequence[str]) -> float:
-    """Seconds of all stages of the levels in this process, which has made the first level before."""
+def compute_seconds(jobs: int, keys: Sequence[str]) -> float:
+    """Seconds of all stages of the levels in this process, which has made the first level before.
+
+    Args:
+        jobs: 1, which is what a process can do at a time.
+        keys: of the levels.
+    """
     from stages import evaluate, finetune, prune
 
     mains = (prune.main, finetune.main, evaluate.main)
@@ -95,5 +142,5 @@ def compute_seconds(keys: Sequence[str]) -> float:
 
 
 if __name__ == "__main__":
-    measured = {"compute": compute_seconds, "wall": swept}[sys.argv[1]](sys.argv[2:])
+    measured = {"compute": compute_seconds, "wall": swept}[sys.argv[1]](int(sys.argv[2]), sys.argv[3:])
     SECONDS.write_text(json.dumps(measured), encoding="utf-8")

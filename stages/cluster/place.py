@@ -24,6 +24,7 @@ from stages.errors import INTERRUPTED, UserError
 from stages.processes import Processes
 from stages.scratch import commit_of
 from stages.shell import dvc, git, start_dvc
+from stages.tracking.secrets import hidden
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -102,7 +103,7 @@ def _push(names: Sequence[str]) -> None:
     answer = subprocess.run([sys.executable, "-c", CALL], input=given, capture_output=True, check=False)
     if answer.returncode:
         last = answer.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise UserError(f"cannot push to the DVC remote: {last}")
+        raise UserError(hidden(f"cannot push to the DVC remote: {last}"))
 
 
 def _prepare(client: Client, workshop: Workshop) -> None:

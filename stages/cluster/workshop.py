@@ -26,7 +26,7 @@ from stages.cluster.connection import VARIABLE, differing
 from stages.errors import INTERRUPTED, UserError
 from stages.scratch import ELSEWHERE
 from stages.shell import ending_with_us, start, turn
-from stages.tracking.secrets import hidden
+from stages.tracking.secrets import hidden, without_password
 
 CALL = "import pickle, sys; code, arguments = pickle.load(sys.stdin.buffer); pickle.loads(code)(*arguments)"
 """Python that calls what comes on its standard input."""
@@ -169,24 +169,34 @@ class Workshop:
         """
         self._must(folder, [sys.executable, "-c", CALL], pickle.dumps((code, arguments)))
 
-    def _must(self, folder: Path, command: Sequence[str], given: bytes = b"") -> None:
-        """Run a command.
+    def _must(
+        self, folder: Path, command: Sequence[str], given: bytes = b"", variables: Mapping[str, str] | None = None
+    ) -> None:
+        """Run a command, with further variables.
 
         Raises:
             UserError: it failed; with the last line it said.
         """
         said: list[str] = []
-        if self._run(folder, command, said.append, given):
+        if self._run(folder, command, said.append, given, variables):
             raise UserError(hidden(next((line for line in reversed(said) if line.strip()), "no message")))
 
-    def _run(self, folder: Path, command: Sequence[str], follow: Callable[[str], None], given: bytes = b"") -> int:
+    def _run(
+        self,
+        folder: Path,
+        command: Sequence[str],
+        follow: Callable[[str], None],
+        given: bytes = b"",
+        variables: Mapping[str, str] | None = None,
+    ) -> int:
         """Run a command to its end, which is this process's end at the latest; its exit status."""
         if self.stopped:
             return INTERRUPTED
         with tempfile.TemporaryFile() as stdin:
             stdin.write(given)
             stdin.seek(0)
-            process = start(command, self._variables(), cwd=folder, stdin=stdin, stderr=subprocess.STDOUT)
+            environment = self._variables() | dict(variables or {})
+            process = start(command, environment, cwd=folder, stdin=stdin, stderr=subprocess.STDOUT)
         self.process = process
         with ending_with_us(process.pid):
             assert process.stdout is not None
@@ -243,8 +253,11 @@ class Workshop:
     def _make_clone(self, folder: Path) -> None:
         half = folder.with_suffix(".partial")
         shutil.rmtree(half, ignore_errors=True)
+        address, variables = without_password(self.repository)
         try:
-            self._must(folder.parent, ["git", "clone", "--quiet", "--no-checkout", self.repository, str(half)])
+            self._must(
+                folder.parent, ["git", "clone", "--quiet", "--no-checkout", address, str(half)], variables=variables
+            )
         except UserError as error:
             raise UserError(f"cannot clone {hidden(self.repository)}: {error}") from None
         try:

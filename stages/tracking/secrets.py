@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 _IN_A_URI = re.compile(r"(?<=://)[^/?#\s]+@")
 _IN_A_QUERY = re.compile(r"(?i)((?:password|passwd|token|secret)=)[^&\s'\")]+")
@@ -28,6 +29,26 @@ def hidden(text: str) -> str:
     for name in _VARIABLES:
         text = _without(text, os.environ.get(name, ""))
     return _IN_A_QUERY.sub(r"\1***", _IN_A_URI.sub("***@", text))
+
+
+def without_password(url: str) -> tuple[str, dict[str, str]]:
+    """A repository's address for git's arguments, which all on the machine can see, and variables with the rest.
+
+    Args:
+        url: or a path. User and password of http and https go into a header; other protocols know no passwords there.
+    """
+    parts = urlsplit(url) if re.match("https?://", url) else None
+    if parts is None or parts.password is None:
+        return url, {}
+    address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    user = f"{unquote(parts.username or '')}:{unquote(parts.password)}"
+    header = f"Authorization: Basic {base64.b64encode(user.encode()).decode()}"
+    number = int(os.environ.get("GIT_CONFIG_COUNT", "0"))
+    return address, {
+        "GIT_CONFIG_COUNT": str(number + 1),
+        f"GIT_CONFIG_KEY_{number}": f"http.{address}.extraHeader",
+        f"GIT_CONFIG_VALUE_{number}": header,
+    }
 
 
 def _without(text: str, secret: str) -> str:

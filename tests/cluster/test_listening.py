@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
+from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -63,3 +66,28 @@ def test_no_password_in_what_git_failed_at(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="failed") as error:
         run_git("clone", "--quiet", "http://ann:s3cr3t@127.0.0.1:9/x.git", str(tmp_path / "x"))
     assert "s3cr3t" not in str(error.value)
+
+
+def test_git_sends_the_password_and_nobody_on_the_machine_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None, str]] = []
+
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            commands = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
+            asked.append((self.path, self.headers["Authorization"], "\n".join(c for c in commands if "git" in c)))
+            self.send_error(404)
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
+    Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://ann:s3%40cret@127.0.0.1:{server.server_port}/x.git"
+    with pytest.raises(UserError, match="cannot clone"):
+        workshop(url, "0" * 40, tmp_path, monkeypatch)._make_clone(tmp_path / "0")
+    server.shutdown()
+    ((path, header, commands),) = asked
+    assert path.startswith("/x.git/") and header == f"Basic {b64encode(b'ann:s3@cret').decode()}"
+    assert f"127.0.0.1:{server.server_port}/x.git" in commands and "cret" not in commands

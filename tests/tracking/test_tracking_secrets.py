@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from sweep_on_disk import Sweep
 
-from stages.tracking.secrets import hidden, refusal
+from stages.tracking.secrets import hidden, refusal, without_password
 
 Sync = Callable[[], str]
 
@@ -36,6 +36,24 @@ def test_what_the_environment_has(monkeypatch: pytest.MonkeyPatch) -> None:
         hidden("password p@ssword (p%40ssword), tracking-word or aws-word of it")
         == "password *** (***), *** or *** of it"
     )
+
+
+@pytest.mark.parametrize(
+    "url", ["/a/b.git", "git@host:a.git", "ssh://git@host/a.git", "https://host/a", "https://ann@host/a"]
+)
+def test_an_address_without_a_password_stays(url: str) -> None:
+    assert without_password(url) == (url, {})
+
+
+def test_a_password_is_added_to_what_git_is_told_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "2")
+    address, variables = without_password("https://:t0ken@host:8443/a.git")
+    assert address == "https://host:8443/a.git"
+    assert variables == {
+        "GIT_CONFIG_COUNT": "3",
+        "GIT_CONFIG_KEY_2": "http.https://host:8443/a.git.extraHeader",
+        "GIT_CONFIG_VALUE_2": "Authorization: Basic OnQwa2Vu",
+    }
 
 
 def test_refusals() -> None:

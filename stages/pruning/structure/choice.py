@@ -296,10 +296,8 @@ def _fewest(knob: Knob) -> list[int]:
     """Those of `_some`, and halves of the least of them down to one."""
     sizes = _some(knob)
     while sizes[-1] > 1:
-        left = 1 - sizes[-1] // 2 / knob.size
-        if (less := knob.left(left)) >= sizes[-1]:
-            less = knob.left(1 - 1 / knob.size)
-        sizes.append(less)
+        less = knob.left(1 - sizes[-1] // 2 / knob.size)
+        sizes.append(less if less < sizes[-1] else knob.left(1 - 1 / knob.size))
     return sizes
 
 

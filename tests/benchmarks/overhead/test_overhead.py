@@ -10,7 +10,7 @@ import sys
 import pytest
 from shared import ROOT
 
-from benchmarks.overhead import cleaning, graph, processes
+from benchmarks.overhead import cleaning, graph, processes, sweep
 from stages.errors import UserError
 
 
@@ -57,3 +57,10 @@ def test_a_graph_of_placeholders_is_up_to_date(tmp_path, monkeypatch):
     )
     assert said.stdout.startswith("Data and pipelines are up to date")
     assert (tmp_path / "dvc.lock").read_text().count("finetune@") == 4
+
+
+def test_side_by_side_takes_two_levels_and_two_cores(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for levels, jobs, said in ((["magnitude-0.5"], 2, "1 levels"), ([], 10**4, "cores"), (["no"], 2, "no level")):
+        with pytest.raises(UserError, match=said):
+            sweep.measure_cores(levels, jobs)
