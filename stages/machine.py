@@ -21,14 +21,22 @@ INSTRUCTIONS = ("amx", "asimd", "avx", "bf16", "f16c", "fma", "i8mm", "sve")
 
 
 def describe(runtime: Runtime) -> dict[str, str | int]:
-    """What computes here: torch, processor and instructions or GPU, precision as `auto` comes out, threads."""
+    """What computes here: torch, processor and instructions or GPU, whether all of these are used, precision as `auto`
+    comes out, threads.
+    """
     import torch
 
     from stages.runtime import autocast_bf16
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_processor()}, {_instructions()}"
     precision = "bf16" if autocast_bf16(runtime) else "fp32"
-    return {"torch": torch.__version__, "device": device, "precision": precision, "threads": runtime.threads}
+    return {
+        "torch": torch.__version__,
+        "device": device,
+        "instructions": runtime.instructions,
+        "precision": precision,
+        "threads": runtime.threads,
+    }
 
 
 def cores() -> int:

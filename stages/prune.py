@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.structure:
         _remove(level, generator, chosen.structure, settings, training, validation)
         return
-    engine.check(described.matrices, level.sparsity, rules)
+    engine.check(generator.model, described.matrices, level.sparsity, rules)
     if shrink := chosen.shrink:
         penalty = getattr(rules, level.method)
         weights = described.weights.values()

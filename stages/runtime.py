@@ -9,10 +9,16 @@ from stages.errors import UserError
 from stages.params import Runtime
 from stages.startup import collect_rarely
 
+PORTABLE = "AVX512_CORE_BF16"
+"""The most that oneDNN is to use for bits that other processors have too: AMX, which comes after it, adds up in another
+order."""
+
 
 def prepare(runtime: Runtime) -> None:
     """Fix threads and seeds of this process, and keep to kernels whose result does not vary."""
     collect_rarely()
+    if runtime.instructions == "portable":
+        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", PORTABLE)  # read when oneDNN computes for the first time
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
     import torch
     from transformers import set_seed

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stages import files
 from stages.errors import UserError
-from stages.shell import dvc, git
+from stages.shell import dvc, git, last_line
 from stages.tracking.secrets import hidden
 
 ELSEWHERE = (
@@ -93,5 +93,4 @@ def run_git(*arguments: str) -> None:
     """
     answer = git(*arguments)
     if answer.returncode:
-        last = next((line for line in reversed(answer.stderr.splitlines()) if line.strip()), "no message")
-        raise UserError(hidden(f"`git {' '.join(arguments[:3])} …` failed: {last}"))
+        raise UserError(hidden(f"`git {' '.join(arguments[:3])} …` failed: {last_line(answer.stderr)}"))

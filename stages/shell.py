@@ -94,6 +94,11 @@ def reason(said: str) -> str:
     return " ".join(" ".join(lines[begins:]).removeprefix(ERROR).split()) if lines else "no message"
 
 
+def last_line(said: str) -> str:
+    """The last line of an output that is not blank, which is where a command that failed says why."""
+    return next((line for line in reversed(said.splitlines()) if line.strip()), "no message").strip()
+
+
 def git(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run git to its end, its output captured."""
     return subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", check=False)

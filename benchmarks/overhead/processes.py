@@ -11,6 +11,7 @@ from pathlib import Path
 
 import stages
 from stages.errors import UserError
+from stages.shell import last_line
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def cost(command: Sequence[str], folder: Path, variables: Mapping[str, str] | No
         process.returncode = os.waitstatus_to_exitcode(status)
         wall = time.perf_counter() - start
         said.seek(0)
-        last = next((line for line in reversed(said.read().splitlines()) if line.strip()), "no message")
+        last = last_line(said.read())
     if process.returncode:
         raise UserError(f"{' '.join(command)} failed: {last}")
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)

@@ -23,7 +23,7 @@ from stages.cluster.workshop import CALL, Made, Workshop
 from stages.errors import INTERRUPTED, UserError
 from stages.processes import Processes
 from stages.scratch import commit_of
-from stages.shell import dvc, git, start_dvc
+from stages.shell import dvc, git, last_line, start_dvc
 from stages.tracking.secrets import hidden
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _push(names: Sequence[str]) -> None:
     given = pickle.dumps((by_value(results.push), (names,)))
     answer = subprocess.run([sys.executable, "-c", CALL], input=given, capture_output=True, check=False)
     if answer.returncode:
-        last = answer.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        last = last_line(answer.stderr.decode(errors="replace"))
         raise UserError(hidden(f"cannot push to the DVC remote: {last}"))
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from stages.cluster.connection import VARIABLE, differing
 from stages.errors import INTERRUPTED, UserError
 from stages.scratch import ELSEWHERE
-from stages.shell import ending_with_us, start, turn
+from stages.shell import ending_with_us, last_line, start, turn
 from stages.tracking.secrets import hidden, without_password
 
 CALL = "import pickle, sys; code, arguments = pickle.load(sys.stdin.buffer); pickle.loads(code)(*arguments)"
@@ -179,7 +179,7 @@ class Workshop:
         """
         said: list[str] = []
         if self._run(folder, command, said.append, given, variables):
-            raise UserError(hidden(next((line for line in reversed(said) if line.strip()), "no message")))
+            raise UserError(hidden(last_line("\n".join(said))))
 
     def _run(
         self,

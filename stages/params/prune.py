@@ -220,12 +220,20 @@ class Prune(Section):
         """Whether the pattern is one of blocks."""
         return "x" in self.pattern
 
+    @property
+    def units(self) -> bool:
+        """Whether whole heads and neurons go."""
+        return self.pattern == "units"
+
     @field_validator("pattern")
     @classmethod
     def _known(cls, pattern: str) -> str:
-        match = re.fullmatch(r"unstructured|[1-9]\d*x[1-9]\d*|([1-9]\d*):([1-9]\d*)", pattern)
+        match = re.fullmatch(r"unstructured|units|[1-9]\d*x[1-9]\d*|([1-9]\d*):([1-9]\d*)", pattern)
         if match is None or (match[1] and int(match[1]) >= int(match[2])):
-            raise ValueError("must be unstructured, N:M with N below M (2:4 keeps 2 of 4), or a block such as 4x1")
+            raise ValueError(
+                "must be unstructured, N:M with N below M (2:4 keeps 2 of 4), a block such as 4x1, or units, which are "
+                "heads and neurons"
+            )
         return pattern
 
     @model_validator(mode="after")
@@ -237,4 +245,14 @@ class Prune(Section):
             )
         if self.allocation == "owl" and self.group:
             raise ValueError("allocation owl gives layers different sparsities, pattern N:M the same: use one of them")
+        if self.units and (self.scope == "row" or self.allocation == "owl"):
+            wrong = "scope row" if self.scope == "row" else "allocation owl"
+            raise ValueError(
+                f"pattern units ranks heads and neurons, {wrong} weights: set scope to global or layer, and allocation "
+                "to uniform"
+            )
+        if self.units and (shares := [share for share in self.layers.values() if share]):
+            raise ValueError(
+                f"pattern units: a unit runs through several matrices, so that layers can only be 0, not {shares[0]:g}"
+            )
         return self

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.bitmasks import Masks
 from stages.models.anatomy import Matrix
 from stages.params import Prune
-from stages.pruning import budget, patterns
+from stages.pruning import budget, patterns, units
 from stages.pruning.criterion import Context, Criterion
 from stages.pruning.layerwise import outlier_ratios, prune_in_order
 from stages.pruning.masks import keep_whole
@@ -30,8 +30,8 @@ def choose(
 ) -> Masks:
     """Masks that prune exactly round(sparsity * n) of the n eligible weights.
 
-    Of a pattern of blocks the count is exact to one block. Of a criterion that updates weights, those that are kept
-    are changed in place.
+    Of a pattern of blocks or units the count is exact to one of them. Of a criterion that updates weights, those that
+    are kept are changed in place.
 
     Args:
         context: the model and what to look at.
@@ -44,6 +44,8 @@ def choose(
     Raises:
         UserError: a score is NaN, or the rules cannot be met.
     """
+    if rules.pattern == units.PATTERN:
+        return units.choose(context, criterion, sparsity, rules, held)
     pattern, matrices = patterns.parse(rules.pattern), context.matrices
     sizes, gone = _sizes(matrices, pattern), _gone(matrices, pattern, held)
     planned = _planned(matrices, pattern, sizes, sparsity, rules, gone, progress)
@@ -59,7 +61,7 @@ def choose(
     return _each(criterion.importance(context), matrices, pattern, counts, held, rows=scope == "row")
 
 
-def check(matrices: Mapping[str, Matrix], sparsity: float, rules: Prune) -> None:
+def check(model: nn.Module, matrices: Mapping[str, Matrix], sparsity: float, rules: Prune) -> None:
     """Find out, before anything is computed, whether the rules can be met.
 
     What scores decide, as `allocation: owl` lets them, is found out by `choose` alone.
@@ -67,6 +69,9 @@ def check(matrices: Mapping[str, Matrix], sparsity: float, rules: Prune) -> None
     Raises:
         UserError: they cannot.
     """
+    if rules.pattern == units.PATTERN:
+        units.check(model, matrices, sparsity, rules)
+        return
     pattern = patterns.parse(rules.pattern)
     _planned(matrices, pattern, _sizes(matrices, pattern), sparsity, rules, _gone(matrices, pattern, None), 1.0)
 
@@ -119,12 +124,12 @@ def _across(
 ) -> Masks:
     """One threshold over all matrices without a sparsity of their own."""
 
-    def units(name: str) -> Tensor:
+    def scored(name: str) -> Tensor:
         return _units(scores[name], matrices[name], pattern, held)
 
     candidates = sum(pattern.candidates(matrices[name].weight.numel() // pattern.size) for name in planned.others)
     everything = planned.rest == candidates  # no threshold then: each matrix loses all that it can
-    cut = None if everything else lowest(Scores(dict.fromkeys(planned.others), units), planned.rest)
+    cut = None if everything else lowest(Scores(dict.fromkeys(planned.others), scored), planned.rest)
     masks, met = Masks(), 0
     for name, matrix in matrices.items():
         if planned.fixed.get(name) == 0:
@@ -132,9 +137,9 @@ def _across(
             continue
         if cut is None or name in planned.fixed:
             most = pattern.candidates(matrix.weight.numel() // pattern.size)
-            kept = keep_lowest_out(units(name), planned.fixed.get(name, most), rows=False, name=name)
+            kept = keep_lowest_out(scored(name), planned.fixed.get(name, most), rows=False, name=name)
         else:
-            kept, met = cut.kept(units(name), met)
+            kept, met = cut.kept(scored(name), met)
         masks.put(name, _expanded(kept, matrix, pattern))
     return masks
 

@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from stages.errors import UserError
 from stages.models.checkpoint import Generator, one_line
+from stages.runtimes.compact import compact
 from stages.runtimes.graphs import Causal, Decoder, Encoder, flat
 
 OPSET = 20
@@ -33,7 +34,7 @@ PAST = 5
 
 
 def export(generator: Generator, folder: Path) -> dict[str, str]:
-    """Write the graphs into a folder that exists.
+    """Write the graphs into a folder that exists, without heads and neurons that hand nothing on.
 
     Returns:
         File names by what the graphs compute: `decoder`, and `encoder` if there is one.
@@ -44,6 +45,7 @@ def export(generator: Generator, folder: Path) -> dict[str, str]:
     model = copy.deepcopy(generator.model).to(device="cpu", dtype=torch.float32).eval()
     # The fused kernel takes a Python bool that depends on the number of tokens, which a graph leaves open.
     model.set_attn_implementation("eager")
+    compact(model)
     tokens = torch.tensor([[1, 1, 1], [1, 1, 1]])
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     write = {"causal": _write_causal}.get(generator.kind, _write_encoder_decoder)

@@ -1,0 +1,75 @@
+"""Heads and neurons that hand nothing on are left out of graphs: the same tokens from fewer weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from shared import FAMILIES, SOURCES, TARGETS
+
+from stages.models import anatomy
+from stages.pruning import criterion, engine, masks
+from stages.runtimes import folder as runtimes
+from stages.runtimes import onnx_export
+from stages.runtimes.compact import compact
+
+
+@pytest.fixture
+def sparse(restless, settings):
+    """A generator that has lost half of its heads and neurons, other numbers of them in each layer."""
+
+    def get(family: str):
+        generator = copy.deepcopy(restless(family))
+        matrices = anatomy.describe(generator.model).matrices
+        context = criterion.Context(generator.model, matrices, list, 0, settings().prune.random)
+        rules = settings(prune={"pattern": "units"}).prune
+        masks.apply(context.weights, engine.choose(context, criterion.find("random"), 0.5, rules))
+        return generator
+
+    return get
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_tokens_stay(family, sparse, tmp_path, monkeypatch):
+    generator = sparse(family)
+    batch = generator.collate(generator.encode(SOURCES, TARGETS))
+    smaller = copy.deepcopy(generator.model)
+    zero = sum(int((w == 0).sum()) for w in anatomy.describe(smaller).weights.values())
+    assert compact(smaller) >= zero > 0
+    with torch.no_grad():
+        expected = generator.model(**batch).logits
+        torch.testing.assert_close(smaller(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+    assert compact(smaller) == 0
+    texts = {"max_new_tokens": 8}
+    runtimes.save(generator, tmp_path / "onnx", "onnx", source=family)
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_export, "compact", lambda model: 0)
+        runtimes.save(generator, tmp_path / "whole", "onnx", source=family)
+    saved = runtimes.size_bytes(tmp_path / "whole") - runtimes.size_bytes(tmp_path / "onnx")
+    assert saved >= 3 * zero  # bytes; layers of one shape share constants, which these no longer do
+    graphs = runtimes.load(tmp_path / "onnx").model
+    for beams in (1, 3):
+        wanted = generator.model.generate(**generator.prompts(SOURCES), **texts, num_beams=beams).tolist()
+        assert graphs.generate(**generator.prompts(SOURCES), **texts, num_beams=beams).tolist() == wanted
+
+
+def test_a_layer_that_hands_nothing_on_keeps_a_unit(restless):
+    generator = copy.deepcopy(restless("bart"))
+    with torch.no_grad():
+        for name, weight in anatomy.describe(generator.model).weights.items():
+            if "fc2" in name or "out_proj" in name:
+                weight.zero_()
+    batch = generator.collate(generator.encode(SOURCES, TARGETS))
+    with torch.no_grad():
+        expected = generator.model(**batch).logits
+        assert compact(generator.model) > 0
+        torch.testing.assert_close(generator.model(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+    assert all(layer.fc1.out_features == 1 for layer in generator.model.model.encoder.layers)
+
+
+def test_a_model_whose_sides_share_their_weights_stays_as_it_is(build_family):
+    generator = build_family("bert", share_weights=True)
+    before = {name: tensor.shape for name, tensor in generator.model.state_dict().items()}
+    assert compact(generator.model) == 0
+    assert {name: tensor.shape for name, tensor in generator.model.state_dict().items()} == before
