@@ -51,11 +51,12 @@ def _command(level: str, format: str, output: Path) -> None:
     from transformers.utils import logging
 
     from stages.models import checkpoint
+    from stages.pruning.structure.compact import compact
     from stages.runtimes import folder
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    folder.save(checkpoint.load(source), output, format, source=source.name)
+    folder.save(checkpoint.load(source), output, format, source=source.name, leave_out=compact)
     print(f"{output}: {format} of {source.name}, {folder.size_bytes(output) / 1e6:.1f} MB")
 
 
@@ -78,6 +79,7 @@ def _stage() -> None:
     from stages.evaluation.generation import decoding, generate
     from stages.evaluation.quality import metrics
     from stages.models import checkpoint
+    from stages.pruning.structure.compact import compact
     from stages.runtimes import folder
 
     evaluate, data, seed = settings.evaluate, settings.data, settings.runtime.seed
@@ -88,7 +90,8 @@ def _stage() -> None:
         generator = checkpoint.load(layout.model_folder(key))
         for format in formats:
             traced = partial / "onnx"  # the graphs that int8 is made of
-            folder.save(generator, partial / format, format, source=key, graphs_in=traced if traced.is_dir() else None)
+            graphs_in = traced if traced.is_dir() else None
+            folder.save(generator, partial / format, format, source=key, graphs_in=graphs_in, leave_out=compact)
             exported = folder.load(partial / format)
             outputs = generate(
                 exported, test.sources, batch_size=evaluate.batch_size, seed=seed, options=decoding(evaluate)

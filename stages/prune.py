@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from stages.models.checkpoint import Generator
     from stages.pruning.criterion import Structural
 
+DIGITS = 6
+"""After the point, of the loss: it is computed in fp32, of which further ones differ between processors."""
 PENALTY_KNOBS = {*Penalty.model_fields, "group_lasso", "heads", "neurons", "width"}
 """Those of a method's params that decide what its penalised training comes to."""
 
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             changes.save(generator.model, folder / changes.WEIGHTS_FILE, before)
     masks.apply(described.weights, chosen_masks)
     metrics = report.counts(generator.model, described) | {
-        "validation_loss": mean_loss(generator, validation.sources, validation.targets, batch_size=64),
+        "validation_loss": round(mean_loss(generator, validation.sources, validation.targets, batch_size=64), DIGITS),
     }
     report.write_layers(layout.METRICS / "prune" / f"{level.key}.layers.csv", described)
     write_json(layout.metrics_file("prune", level.key), metrics)
@@ -138,7 +140,7 @@ def _remove(
         if chosen:
             chosen.save(folder / MASKS_FILE)
     metrics = report.counts(smaller.model, left, dense) | {
-        "validation_loss": mean_loss(smaller, validation.sources, validation.targets, batch_size=64),
+        "validation_loss": round(mean_loss(smaller, validation.sources, validation.targets, batch_size=64), DIGITS),
     }
     report.write_layers(layout.METRICS / "prune" / f"{level.key}.layers.csv", dense, left, names)
     write_json(layout.metrics_file("prune", level.key), metrics)

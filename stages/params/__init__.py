@@ -20,7 +20,7 @@ from stages.layout import Level
 from stages.params.benchmark import Benchmark
 from stages.params.export import Export
 from stages.params.finetune import Distillation, Lora
-from stages.params.prune import Layerwise, Method, Prune
+from stages.params.prune import Method, Prune
 from stages.params.section import (
     Distinct,
     Fraction,
@@ -277,22 +277,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _methods_fit_the_pattern(self) -> Params:
-        if self.prune.blocks and "dsnot" in (*self.sweep.method, self.search.method):
-            raise ValueError(
-                f"method dsnot swaps single weights, prune.pattern {self.prune.pattern} prunes blocks: "
-                "choose another method, or unstructured or N:M"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _units_are_ranked_together(self) -> Params:
-        methods = {*self.sweep.method, self.search.method}
-        alone = [name for name in sorted(methods) if isinstance(getattr(self.prune, name), Layerwise)]
-        if self.prune.units and alone:
-            raise ValueError(
-                f"method {alone[0]} prunes one matrix after another, prune.pattern units what runs through several: "
-                "choose another method, such as magnitude or taylor"
-            )
+        self.prune.check_methods({*self.sweep.method, self.search.method})
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -256,3 +257,21 @@ class Prune(Section):
                 f"pattern units: a unit runs through several matrices, so that layers can only be 0, not {shares[0]:g}"
             )
         return self
+
+    def check_methods(self, methods: Set[str]) -> None:
+        """Check that these methods can have the pattern.
+
+        Raises:
+            ValueError: one cannot.
+        """
+        if self.blocks and "dsnot" in methods:
+            raise ValueError(
+                f"method dsnot swaps single weights, prune.pattern {self.pattern} prunes blocks: "
+                "choose another method, or unstructured or N:M"
+            )
+        alone = [name for name in sorted(methods) if isinstance(getattr(self, name), Layerwise)]
+        if self.units and alone:
+            raise ValueError(
+                f"method {alone[0]} prunes one matrix after another, prune.pattern units what runs through several: "
+                "choose another method, such as magnitude or taylor"
+            )

@@ -2,7 +2,7 @@
 
 A unit is a head of one attention, or a neuron of one feed-forward network: its rows in some matrices and its columns in
 another, which are pruned together, so that it hands nothing on. Layers may lose different numbers of them. The
-checkpoint keeps its shapes, which a config describes; `runtimes.compact` leaves units out that hand nothing on.
+checkpoint keeps its shapes, which a config describes; an export leaves the units out (`structure.compact`).
 """
 
 from __future__ import annotations

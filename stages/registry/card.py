@@ -31,7 +31,7 @@ LAYERS = (
 """What configs call their numbers of layers: of an encoder, of either or of the only stack, of a decoder."""
 GENERAL = ("prune.scope", "prune.pattern", "prune.allocation")
 TUNING = ("finetune.schedule", "finetune.learning_rate", "finetune.distillation.weight", "finetune.lora.rank")
-MACHINE = ("device", "torch", "precision", "threads")
+MACHINE = ("device", "instructions", "torch", "precision", "threads")
 """What is said of where timings were taken."""
 
 

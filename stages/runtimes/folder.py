@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from stages.errors import UserError
 from stages.files import replacing
@@ -16,7 +17,15 @@ from stages.runtimes.description import FORMATS, Description, is_exported, versi
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
-def save(generator: Generator, folder: Path, format: str, *, source: str, graphs_in: Path | None = None) -> None:
+def save(
+    generator: Generator,
+    folder: Path,
+    format: str,
+    *,
+    source: str,
+    graphs_in: Path | None = None,
+    leave_out: Callable[[Any], object] | None = None,
+) -> None:
     """Write a generator in one of `FORMATS`, replacing `folder` only once all is written.
 
     Beside graphs there are the tokenizer, the configs, and `export.json`, which describes the folder.
@@ -27,6 +36,7 @@ def save(generator: Generator, folder: Path, format: str, *, source: str, graphs
         format: one of `FORMATS`.
         source: what the generator is called.
         graphs_in: an export of the same generator as `onnx`, whose graphs `onnx-int8` then need not be traced again.
+        leave_out: of graphs, takes away of a model, in place, what changes no logit.
 
     Raises:
         UserError: the format is not known, cannot hold this model, or needs packages that are not installed; or the
@@ -44,7 +54,8 @@ def save(generator: Generator, folder: Path, format: str, *, source: str, graphs
         if format.startswith("onnx"):
             packages = ONNX_PACKAGES
             _require("export", packages)
-            graphs = _write_onnx(generator, partial, int8=format == "onnx-int8", graphs_in=graphs_in)
+            int8 = format == "onnx-int8"
+            graphs = _write_onnx(generator, partial, int8=int8, graphs_in=graphs_in, leave_out=leave_out)
         elif format.startswith("ctranslate2"):
             packages = ("ctranslate2",)
             _require("ctranslate2", packages)
@@ -86,16 +97,23 @@ def size_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.suffix != ".json")
 
 
-def _write_onnx(generator: Generator, folder: Path, *, int8: bool, graphs_in: Path | None) -> dict[str, str]:
+def _write_onnx(
+    generator: Generator,
+    folder: Path,
+    *,
+    int8: bool,
+    graphs_in: Path | None,
+    leave_out: Callable[[Any], object] | None,
+) -> dict[str, str]:
     from stages.runtimes import onnx_export
     from stages.runtimes.quantise import quantise
 
     if not int8:
-        return onnx_export.export(generator, folder)
+        return onnx_export.export(generator, folder, leave_out)
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".float-") as between:
         if graphs_in is None:
             graphs_in = Path(between)
-            graphs = onnx_export.export(generator, graphs_in)
+            graphs = onnx_export.export(generator, graphs_in, leave_out)
         else:
             graphs = Description.load(graphs_in).graphs
         for file in graphs.values():

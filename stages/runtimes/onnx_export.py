@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from stages.errors import UserError
 from stages.models.checkpoint import Generator, one_line
-from stages.runtimes.compact import compact
 from stages.runtimes.graphs import Causal, Decoder, Encoder, flat
 
 OPSET = 20
@@ -33,8 +32,13 @@ PAST = 5
 """Past tokens to trace with. Sizes have to differ from each other, and from 0 and 1, to be left open."""
 
 
-def export(generator: Generator, folder: Path) -> dict[str, str]:
-    """Write the graphs into a folder that exists, without heads and neurons that hand nothing on.
+def export(generator: Generator, folder: Path, leave_out: Callable[[Any], object] | None = None) -> dict[str, str]:
+    """Write the graphs into a folder that exists.
+
+    Args:
+        generator: what to write.
+        folder: to write to.
+        leave_out: takes away of a model, in place, what changes no logit. Blocks may become unlike each other by it.
 
     Returns:
         File names by what the graphs compute: `decoder`, and `encoder` if there is one.
@@ -45,7 +49,8 @@ def export(generator: Generator, folder: Path) -> dict[str, str]:
     model = copy.deepcopy(generator.model).to(device="cpu", dtype=torch.float32).eval()
     # The fused kernel takes a Python bool that depends on the number of tokens, which a graph leaves open.
     model.set_attn_implementation("eager")
-    compact(model)
+    if leave_out:
+        leave_out(model)
     tokens = torch.tensor([[1, 1, 1], [1, 1, 1]])
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     write = {"causal": _write_causal}.get(generator.kind, _write_encoder_decoder)
