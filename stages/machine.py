@@ -54,6 +54,19 @@ def features() -> dict[str, str | int]:
     return {"cores": cores(), "cpu_features": " ".join(names)}
 
 
+def left_alone(runtime: Runtime) -> str | None:
+    """What this processor has for training that params leave alone, and how to have it; None if nothing."""
+    import torch
+
+    amx = not torch.cuda.is_available() and torch.cpu.get_capabilities().get("amx_bf16", False)
+    if not amx or runtime.instructions != "portable" or runtime.precision == "fp32":
+        return None
+    return (
+        "this processor has AMX, which runtime.instructions: portable leaves alone for bits that others have too; "
+        "native trains wide models several times as fast (docs/train.md)"
+    )
+
+
 def _processor() -> str:
     try:
         known = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)

@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not tasks:
             print("Data and pipelines are up to date.")
             return
+        if not args.scheduler and (hint := machine.left_alone(params.load("runtime").runtime)):
+            print(hint, flush=True)
         with _place(args, tasks, needs) as place, board() as show:
             pool = Pool(tasks, place, logs=LOGS, show=show)
             start = time.monotonic()

@@ -8,6 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from stages import machine
+from stages.params import Runtime
 
 CODE = """
 import sys
@@ -16,8 +20,8 @@ from stages.runtime import prepare
 if sys.argv[1:]:
     prepare(Runtime(seed=1, threads=1, precision="auto", instructions=sys.argv[1]))
 import torch
-matrix = torch.ones(32, 32, dtype=torch.bfloat16)
-matrix @ matrix
+matrix = torch.ones(8, 8).to_mkldnn()
+matrix + matrix
 """
 
 
@@ -29,9 +33,23 @@ def kernels(*arguments: str, most: str | None = None) -> str:
         [sys.executable, "-c", CODE, *arguments], env=variables, capture_output=True, text=True, check=True
     ).stdout
     found = re.search(r"info,cpu,isa:(.+)", said)
-    if found is None:
-        pytest.skip("bf16 is not computed by oneDNN here")
+    assert found, "oneDNN says nothing of itself"
     return found[1]
+
+
+def test_a_sweep_says_what_it_leaves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(instructions: str, precision: str = "auto") -> str | None:
+        runtime = Runtime.model_validate(
+            {"seed": 1, "threads": 1, "precision": precision, "instructions": instructions}, strict=False
+        )
+        return machine.left_alone(runtime)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert "native" in (said("portable") or "")
+    assert said("native") is None and said("portable", "fp32") is None
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert said("portable") is None
 
 
 def test_portable_is_what_has_no_amx_and_native_is_everything() -> None:
