@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -68,7 +69,7 @@ def train(
     """Train a generator in place; a run that was killed goes on from its last checkpoint, and ends in the same bits.
 
     Args:
-        generator: what to train; left in evaluation mode.
+        generator: what to train; left in evaluation mode, and computing in its own precision.
         examples: of `Generator.encode`, to train on.
         validation: the same, to measure the loss on after each epoch.
         optimization: epochs, batch size, learning rate and so on.
@@ -114,6 +115,8 @@ def train(
             trainer.run()
     generator.model.eval()
     final = _final_loss(trainer, keep_best)
+    # Accelerate leaves bf16 on in `forward`, so that what comes next would not compute as with the model loaded anew.
+    extract_model_from_parallel(generator.model, keep_fp32_wrapper=False)
     if writes_outputs():
         shutil.rmtree(scratch, ignore_errors=True)
     return Outcome(

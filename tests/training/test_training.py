@@ -61,6 +61,18 @@ def test_training_learns_and_repeats_bit_for_bit(family, build_family, settings,
     assert first.model.config.to_dict() == build_family(family).model.config.to_dict()
 
 
+@pytest.mark.parametrize("family", ["bert", "t5", "gpt2"])
+def test_a_model_trained_in_bf16_computes_as_the_same_one_loaded(family, build_family, settings, tmp_path):
+    trained, loaded = build_family(family), build_family(family)
+    made = settings(runtime={"precision": "bf16"})
+    train(trained, examples(trained), examples(trained)[:4], made.finetune, made.runtime, tmp_path / "scratch")
+    loaded.model.load_state_dict(trained.model.state_dict())
+    loaded.model.eval()
+    batch = trained.collate(examples(trained)[:4])
+    with torch.no_grad():
+        assert torch.equal(trained.model(**batch).logits, loaded.model(**batch).logits)
+
+
 class Saved(TrainerCallback):
     """Notes the weights at each save of a best checkpoint."""
 
