@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from shared import SOURCES
 
-from stages import finetune, layout, prune
+from stages import export, finetune, generate, layout, prune
 from stages.bitmasks import MASKS_FILE, Masks
 from stages.models import anatomy, checkpoint
 from stages.pruning import changes, masks
+from stages.runtimes import folder as folders
 
 
 def level(key: str) -> tuple[Masks, Masks]:
@@ -36,6 +38,26 @@ def test_methods_by_gradients(method, family, project):
     assert metrics["sparsity"] >= after.sparsity
     # What training has learnt by then is not what the baseline's first step says.
     assert any(not torch.equal(before[name], after[name]) for name in after)
+
+
+@pytest.mark.parametrize("method", ["taylor", "movement", "l1"])
+def test_units_are_held_in_training_and_left_out_of_the_export(method, project, capsys):
+    project("bert", prune={"pattern": "units"})
+    key = f"{method}-0.4"
+    prune.main([key])
+    finetune.main([key])
+    before, after = level(key)
+    head = 4 * 8 * 16  # weights, of width 16 and two heads
+    assert all(abs(found.pruned - 0.4 * found.numel) <= head / 2 for found in (before, after))
+    export.main([key, "--to", "onnx", "--output", "cut"])
+    folders.save(checkpoint.load(layout.model_folder(key)), Path("whole"), "onnx", source=key)
+    assert folders.size_bytes(Path("cut")) < folders.size_bytes(Path("whole")) - 3 * after.pruned
+    written = {}
+    for model in (key, "cut"):
+        capsys.readouterr()
+        generate.main(["--model", model, *(part for text in SOURCES for part in ("--text", text))])
+        written[model] = capsys.readouterr().out
+    assert written[key] == written["cut"] != ""
 
 
 @pytest.mark.parametrize("rewind", ["weights", "learning_rate"])
