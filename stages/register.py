@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from stages import layout, params
 from stages.errors import command
+from stages.files import scratch_folder
 from stages.registry.level import Finished
 from stages.tracking.client import project, tracking_uri, workspace
 from stages.tracking.secrets import hidden
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     uri = tracking_uri()
     scratch = project() / layout.SCRATCH
     scratch.mkdir(exist_ok=True)
-    with explained(uri), FileLock(scratch / "register.lock"), tempfile.TemporaryDirectory(dir=scratch) as folder:
+    with explained(uri), FileLock(scratch / "register.lock"), scratch_folder(scratch, "register") as folder:
         store = Store(
             settings.tracking.experiment,
             commit=finished.commit,
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         version = versions.find(finished)
         outcome = "registered" if version is None else "registered already"
         if version is None:
-            model = Path(folder) / "model"
+            model = folder / "model"
             package.save(finished, model, card=made.content, example=finished.inputs(EXAMPLES))
             version = versions.add(finished, model, card.untitled(made))
         if alias:

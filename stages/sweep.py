@@ -61,8 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not tasks:
             print("Data and pipelines are up to date.")
             return
-        if not args.scheduler and (hint := machine.left_alone(params.load("runtime").runtime)):
-            print(hint, flush=True)
         with _place(args, tasks, needs) as place, board() as show:
             pool = Pool(tasks, place, logs=LOGS, show=show)
             start = time.monotonic()
@@ -75,6 +73,8 @@ def _place(args: argparse.Namespace, tasks: Sequence[Task], needs: Mapping[str, 
     """Where the tasks are to run: processes of this machine, or workers of a cluster."""
     settings = params.load("runtime")
     if not args.scheduler:
+        if hint := machine.left_alone(settings.runtime):
+            print(hint, flush=True)
         options = ["--pull"] if args.pull else []
         yield Processes(args.jobs or workers(settings.runtime.threads), memory_needed, options)
         return

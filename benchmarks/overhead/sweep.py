@@ -39,7 +39,7 @@ def measure(levels: Sequence[str]) -> None:
 
     keys = _known(levels)[: None if levels else LEVELS]
     with _clone(keys) as seconds:
-        compute, wall = seconds("compute", 1), seconds("wall", 1)
+        compute, wall = seconds(0), seconds(1)
     table = Table("levels", "wall, s", "compute, s", "wall / compute", title="overhead of a sweep, one level at a time")
     table.add_row(", ".join(keys), f"{wall:.1f}", f"{compute:.1f}", f"{wall / compute:.2f}")
     Console().print(table)
@@ -62,7 +62,7 @@ def measure_cores(levels: Sequence[str], jobs: int) -> None:
     if not 2 <= jobs <= min(machine.cores(), len(keys)):
         raise UserError(f"--jobs {jobs}: 2 or more, of {machine.cores()} cores and {len(keys)} levels")
     with _clone(keys) as seconds:
-        rates = {count: len(keys) * 3600 / seconds("wall", count) for count in (1, jobs)}
+        rates = {count: len(keys) * 3600 / seconds(count) for count in (1, jobs)}
     table = Table("levels side by side", "levels an hour", "times", title=f"a sweep of {len(keys)} levels")
     for count, rate in rates.items():
         table.add_row(str(count), f"{rate:.1f}", f"{rate / rates[1]:.2f}")
@@ -82,8 +82,11 @@ def _known(levels: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _clone(keys: Sequence[str]) -> Iterator[Callable[[str, int], float]]:
-    """Work in a scratch clone with the levels' inputs; gives what measures the seconds that all of them take there."""
+def _clone(keys: Sequence[str]) -> Iterator[Callable[[int], float]]:
+    """Work in a scratch clone with the levels' inputs.
+
+    Gives what measures the seconds that all levels take there, so many at a time; 0: their compute alone.
+    """
     from benchmarks.overhead.processes import cost
 
     with clone_of(commit_of("HEAD"), layout.SCRATCH):
@@ -95,9 +98,9 @@ def _clone(keys: Sequence[str]) -> Iterator[Callable[[str, int], float]]:
             "MLFLOW_TRACKING_URI": f"sqlite:///{Path('.scratch/mlflow.db').absolute()}",
         }
 
-        def seconds(what: str, jobs: int) -> float:
-            command = [sys.executable, "-m", "benchmarks.overhead.sweep", what, str(jobs), *keys]
-            cost(command, Path.cwd(), ours | (tracked if what == "wall" else {}))
+        def seconds(jobs: int) -> float:
+            command = [sys.executable, "-m", "benchmarks.overhead.sweep", str(jobs), *keys]
+            cost(command, Path.cwd(), ours | (tracked if jobs else {}))
             measured: float = json.loads(SECONDS.read_text(encoding="utf-8"))
             return measured
 
@@ -121,13 +124,8 @@ def swept(jobs: int, keys: Sequence[str]) -> float:
     return seconds
 
 
-def compute_seconds(jobs: int, keys: Sequence[str]) -> float:
-    """Seconds of all stages of the levels in this process, which has made the first level before.
-
-    Args:
-        jobs: 1, which is what a process can do at a time.
-        keys: of the levels.
-    """
+def compute_seconds(keys: Sequence[str]) -> float:
+    """Seconds of all stages of the levels in this process, which has made the first level before."""
     from stages import evaluate, finetune, prune
 
     mains = (prune.main, finetune.main, evaluate.main)
@@ -142,5 +140,6 @@ def compute_seconds(jobs: int, keys: Sequence[str]) -> float:
 
 
 if __name__ == "__main__":
-    measured = {"compute": compute_seconds, "wall": swept}[sys.argv[1]](int(sys.argv[2]), sys.argv[3:])
+    at_a_time, levels = int(sys.argv[1]), sys.argv[2:]
+    measured = swept(at_a_time, levels) if at_a_time else compute_seconds(levels)
     SECONDS.write_text(json.dumps(measured), encoding="utf-8")
