@@ -20,9 +20,9 @@ from stages.models.anatomy import Matrix
 from stages.params import Prune
 from stages.pruning.budget import check_patterns
 from stages.pruning.criterion import Context, Criterion
+from stages.pruning.masks import keep_all
 from stages.pruning.selection import check_numbers
 from stages.pruning.structure.axes import Dimension, Structure, describe
-from stages.pruning.structure.scores import per_unit
 
 PATTERN = "units"
 
@@ -62,9 +62,7 @@ def choose(context: Context, criterion: Criterion, sparsity: float, rules: Prune
     scores = _means(criterion.importance(context), groups, structure, held)
     scope = getattr(context.settings, "scope", rules.scope)
     gone = _lowest(groups, scores, target, alike=scope == "layer")
-    masks = Masks()
-    for name, matrix in context.matrices.items():
-        masks.put(name, torch.ones(matrix.weight.shape, dtype=torch.bool))
+    masks = keep_all(context.weights)
     for axis, units in gone.items():
         for name, (place, dimension) in groups[axis].places.items():
             rows = dimension.indices(torch.tensor(units), groups[axis].units)
@@ -124,9 +122,9 @@ def _means(
         for name, (place, dimension) in group.places.items():
             scores = importance[name]
             check_numbers(scores, name)
-            total += per_unit(scores.double(), place, dimension, structure).cpu()
+            total += structure.per_unit(scores.double(), place, dimension).cpu()
             if held is not None:
-                kept = per_unit(held[name].double(), place, dimension, structure)
+                kept = structure.per_unit(held[name], place, dimension)
                 total.masked_fill_(kept == 0, -torch.inf)
         means[axis] = total / group.size
     return means
@@ -138,12 +136,13 @@ def _lowest(
     """Units that go, by axis: the lowest, of equal ones the first, while the count comes nearer to the target."""
     ranked: list[tuple[float, int, str, int]] = []
     for number, (axis, group) in enumerate(groups.items()):
-        order = scores[axis].argsort(stable=True).tolist()[:-1]
-        if not group.protected:
-            for place, unit in enumerate(order):
-                # By shares of its own each layer loses as many as the others do.
-                rank = (place + 0.5) / group.units if alike else float(scores[axis][unit])
-                ranked.append((rank, number, axis, unit))
+        if group.protected:
+            continue
+        order, values = scores[axis].argsort(stable=True).tolist(), scores[axis].tolist()
+        for place, unit in enumerate(order[:-1]):
+            # By shares of its own each layer loses as many as the others do.
+            rank = (place + 0.5) / group.units if alike else values[unit]
+            ranked.append((rank, number, axis, unit))
     ranked.sort()
     gone: dict[str, list[int]] = {}
     left = target

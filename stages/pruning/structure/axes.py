@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stages.errors import UserError
 from stages.models import anatomy
-from stages.models.anatomy import Side
+from stages.models.anatomy import Matrix, Side
 from stages.pruning.structure import families
 from stages.pruning.structure.families import FAMILIES, Family
 
@@ -101,6 +101,17 @@ class Structure:
         if name not in self.axes:
             raise UserError(f"the model has no {name}: it has {', '.join(self.axes)}")
         return self.axes[name]
+
+    def read(self, matrix: Matrix) -> tuple[int, Dimension | None]:
+        """Which dimension of a matrix its inputs lie along, and the axis that is."""
+        place = 0 if matrix.transposed else 1
+        return place, self.tensors[matrix.name][place]
+
+    def per_unit(self, value: Tensor, place: int, dimension: Dimension) -> Tensor:
+        """Sum over everything but the units [units] that lie along one dimension of a tensor."""
+        others = [other for other in range(value.dim()) if other != place]
+        summed = value.sum(dim=others) if others else value
+        return summed.view(dimension.parts, self.axes[dimension.axis].units, dimension.width).sum(dim=(0, 2))
 
     def placed(self, name: str) -> tuple[Side, int, str] | None:
         """Side, block and name within the block of a tensor; None if it is outside of blocks."""

@@ -49,22 +49,19 @@ def compact(model: Any) -> int:
 
 def _kept(model: Any, structure: Structure) -> Mapping[str, Tensor]:
     """Units that something is read of, by axis, of the axes that have others."""
-    read: dict[str, Tensor] = {}
-    for name, matrix in anatomy.describe(model).matrices.items():
-        place = 0 if matrix.transposed else 1
-        dimension = structure.tensors[name][place]
+    read: dict[str, Tensor] = {}  # nonzero weights of each unit, in all matrices that read it
+    for matrix in anatomy.describe(model).matrices.values():
+        place, dimension = structure.read(matrix)
         if dimension is None or structure.axes[dimension.axis].kind == "width":
             continue
-        units = structure.axes[dimension.axis].units
-        columns = (matrix.weight.detach() != 0).any(dim=1 - place).view(dimension.parts, units, dimension.width)
-        found = columns.any(dim=2).any(dim=0)
-        read[dimension.axis] = read[dimension.axis] | found if dimension.axis in read else found
+        nonzero = structure.per_unit(matrix.weight.detach() != 0, place, dimension)
+        read[dimension.axis] = read.get(dimension.axis, 0) + nonzero
     kept = {}
-    for axis, found in read.items():
-        if not bool(found.any()):
-            found[0] = True  # no graph has a matrix of none
-        if not bool(found.all()):
-            kept[axis] = found.nonzero().flatten().cpu()
+    for axis, weights in read.items():
+        if not bool(weights.any()):
+            weights[0] = 1  # no graph has a matrix of none
+        if not bool(weights.all()):
+            kept[axis] = weights.nonzero().flatten().cpu()
     return kept
 
 

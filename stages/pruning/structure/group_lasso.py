@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from stages.errors import UserError
 from stages.params.prune import Structured
 from stages.pruning.structure.axes import Axis, Dimension, Structure, describe
-from stages.pruning.structure.scores import per_unit
 
 Part = tuple[nn.Parameter, int, Dimension]
 """A weight that an axis runs through, along which of its dimensions, and how."""
@@ -46,7 +45,7 @@ class GroupLasso:
                 if dimension and dimension.axis in self._parts:
                     self._parts[dimension.axis].append((weight, place, dimension))
         self._sizes = {
-            axis: sum(per_unit(torch.ones_like(weight), place, d, self._structure) for weight, place, d in parts)
+            axis: sum(self._structure.per_unit(torch.ones_like(weight), place, d) for weight, place, d in parts)
             for axis, parts in self._parts.items()
         }
 
@@ -58,7 +57,7 @@ class GroupLasso:
         taken last, on what the others have left.
         """
         for axis, parts in self._parts.items():
-            squares = sum(per_unit(weight.square(), place, d, self._structure) for weight, place, d in parts)
+            squares = sum(self._structure.per_unit(weight.square(), place, d) for weight, place, d in parts)
             assert isinstance(squares, Tensor)
             roots = (squares / self._sizes[axis]).sqrt()
             less = rate * self._strength

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.errors import UserError
-from stages.models.anatomy import Matrix, Side
+from stages.models.anatomy import Side
 from stages.models.checkpoint import IGNORED
 from stages.pruning.criterion import NO_CALIBRATION, Context
 from stages.pruning.gradients import total_loss
@@ -63,10 +63,10 @@ def activation(context: Context, structure: Structure) -> Scores:
 
     def visit(block: str, statistics: dict[str, Statistic]) -> None:
         for name, statistic in statistics.items():
-            dimension = _read(context.matrices[name], structure)
+            _, dimension = structure.read(context.matrices[name])
             if dimension and isinstance(statistic, _Magnitudes):
                 mean = statistic.sums / max(statistic.tokens, 1)
-                found.setdefault(dimension.axis, []).append(per_unit(mean, 0, dimension, structure))
+                found.setdefault(dimension.axis, []).append(structure.per_unit(mean, 0, dimension))
 
     walk(context, _Magnitudes, visit)
     return {name: torch.stack(means).mean(dim=0) for name, means in found.items()}
@@ -184,7 +184,7 @@ def _taylor(
             )
             products = ((n, each(w.detach() * g)) for (n, w), g in zip(weights.items(), gradients, strict=True))
             if readers:
-                summed = _summed(products, structure, {n: _read(m, structure) for n, m in context.matrices.items()})
+                summed = _summed(products, structure, {n: structure.read(m)[1] for n, m in context.matrices.items()})
             else:
                 summed = _summed(products, structure)
             for name, value in summed.items():
@@ -209,21 +209,9 @@ def _summed(
     for name, value in values:
         for place, dimension in enumerate(structure.tensors[name]):
             if dimension and (along is None or along[name] is dimension):
-                summed = per_unit(value, place, dimension, structure)
+                summed = structure.per_unit(value, place, dimension)
                 totals[dimension.axis] = totals[dimension.axis] + summed if dimension.axis in totals else summed
     return totals
-
-
-def per_unit(value: Tensor, place: int, dimension: Dimension, structure: Structure) -> Tensor:
-    """Sum over everything but the units that lie along one dimension."""
-    others = [other for other in range(value.dim()) if other != place]
-    summed = value.sum(dim=others) if others else value
-    return summed.view(dimension.parts, structure.axes[dimension.axis].units, dimension.width).sum(dim=(0, 2))
-
-
-def _read(matrix: Matrix, structure: Structure) -> Dimension | None:
-    """The axis that the inputs of a matrix lie on."""
-    return structure.tensors[matrix.name][0 if matrix.transposed else 1]
 
 
 def _loss_without(
