@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rounds = settings.benchmark.rounds if args.rounds is None else args.rounds
     if rounds < 1:
         raise UserError(f"--rounds {rounds}: give 1 or more")
-    subjects = [_named(name) for name in args.models] or _of_pipeline(settings)
+    subjects = [Subject(name, layout.named_folder(name)) for name in args.models] or _of_pipeline(settings)
 
     from stages.evaluation.inputs import read_inputs
 
@@ -87,13 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(layout.BENCHMARK / "machine.json", describe(settings.runtime) | features() | asked)
     _draw(rows, settings)
     _show(rows, settings.benchmark, [])
-
-
-def _named(name: str) -> Subject:
-    folder = layout.named_folder(name)
-    if not folder.is_dir():
-        raise UserError(f"{name} is neither a folder nor a level that is here: `dvc repro` or `dvc pull` it first")
-    return Subject(name, folder)
 
 
 def _of_pipeline(settings: params.Params) -> list[Subject]:
@@ -151,7 +144,7 @@ def _draw(rows: Sequence[Mapping[str, Any]], settings: params.Params) -> None:
         first, median, third = (float(row[f"latency_ms_{share}"]) for share in ("p25", "p50", "p75"))
         size = float(own.get("compressed_bytes", row["size_bytes"])) / 1e6
         points.append(Point(row["key"], (score, low, high), (first, median, third), size))
-    chosen = read_json(layout.COMPARE / "chosen.json")["key"]
+    chosen = read_json(layout.CHOSEN_FILE)["key"]
     draw(layout.BENCHMARK / "pareto.png", points, metric, settings.evaluate.confidence, chosen)
 
 

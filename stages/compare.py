@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     comparison.write_csv(folder / "layers.csv", layers)
     comparison.write_csv(folder / "losses.csv", comparison.loss_table([layout.DENSE, *keys]))
     chosen = None if choice.entry is None else choice.entry.key
-    write_json(folder / "chosen.json", {"key": chosen, "why": choice.why})
+    write_json(folder / layout.CHOSEN_FILE.name, {"key": chosen, "why": choice.why})
     write_json(layout.metrics_file("compare"), comparison.summary(entries, choice))
 
     from stages.evaluation.plots import draw_layers, draw_quality

@@ -115,7 +115,7 @@ def _lock(revision: str | None) -> dict[str, Entry]:
 def _chosen(revision: str | None) -> str:
     """The level that met the target."""
     try:
-        return str(json.loads(_read(revision, layout.COMPARE / "chosen.json"))["key"] or "none")
+        return str(json.loads(_read(revision, layout.CHOSEN_FILE))["key"] or "none")
     except (ValueError, KeyError, TypeError):
         return "none"
 

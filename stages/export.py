@@ -115,7 +115,7 @@ def _level(asked: str) -> str:
     """
     key = asked
     if asked == layout.CHOSEN:
-        key = read_json(layout.COMPARE / "chosen.json")["key"]
+        key = read_json(layout.CHOSEN_FILE)["key"]
         if key is None:
             print("No level meets the target: dense is exported.")
             key = layout.DENSE

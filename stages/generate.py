@@ -4,8 +4,8 @@
     python -m stages.generate --model outputs/models/baseline --input texts.txt --output outputs.jsonl
     cat texts.txt | python -m stages.generate --model dense --num-beams 4
 
-In: a checkpoint (a folder, or the key of a level) or a folder that stages.export wrote, and texts, one a line: given
-by --text (any number of times), from a file, or from standard input.
+In: a checkpoint (a folder, the key of a level, or `chosen`) or a folder that stages.export wrote, and texts, one a
+line: given by --text (any number of times), from a file, or from standard input.
 Out: one object a text, {"input": …, "output": …}; a blank line gives a blank output, so line n of the output
 belongs to line n of the input. Texts are generated in batches and written as they are done; a file given
 by --output appears when all is written.
@@ -19,7 +19,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Generate as the command line says."""
     args = _parser().parse_args(arguments)
     options = _options(args)
-    folder = _folder(args.model)
+    folder = layout.named_folder(args.model)
     texts, total = _texts(args)
     _check_output(args.output)
 
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m stages.generate", description="Generate from a checkpoint to JSON Lines."
     )
     parser.add_argument(
-        "--model", required=True, help="checkpoint folder or export, or baseline, dense, magnitude-0.5, …"
+        "--model", required=True, help="checkpoint folder or export, or chosen, dense, magnitude-0.5, …"
     )
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--input", type=Path, help="UTF-8 file with a text a line (default: standard input)")
@@ -99,19 +99,6 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         if name in options and not args.do_sample:
             raise UserError(f"--{name.replace('_', '-')} is of sampling: add --do-sample")
     return options
-
-
-def _folder(model: str) -> Path:
-    with suppress(OSError):  # a name may be too long even to look for
-        folder = Path(model)
-        if folder.is_dir():
-            return folder
-        if len(folder.parts) == 1 and (known := layout.model_folder(model)).is_dir():
-            return known
-    levels = sorted(p.name for p in layout.MODELS.glob("finetuned/*") if p.is_dir())
-    levels = [layout.BASELINE] * (layout.MODELS / layout.BASELINE).is_dir() + levels
-    have = f"one of {', '.join(levels)}" if levels else "a level that `dvc repro` or `dvc pull` has made"
-    raise UserError(f"--model {model}: no such checkpoint; give a folder, or {have}")
 
 
 def _texts(args: argparse.Namespace) -> tuple[Iterable[str], int | None]:

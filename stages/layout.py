@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.errors import UserError
+from stages.files import read_json
 
 CHECKPOINTS = Path("data/checkpoints")
 """Local checkpoints to start from; a dep of `train`."""
@@ -18,6 +19,7 @@ PREDICTIONS = OUTPUTS / "predictions"
 BENCHMARK = OUTPUTS / "benchmark"
 COMPARE = OUTPUTS / "compare"
 EXPORT = OUTPUTS / "export"
+CHOSEN_FILE = COMPARE / "chosen.json"
 SCRATCH = Path(".scratch")
 """Caches and checkpoints that no DVC stage owns; safe to delete when nothing runs."""
 
@@ -66,9 +68,36 @@ def model_folder(key: str) -> Path:
     return MODELS / BASELINE if key == BASELINE else MODELS / "finetuned" / key
 
 
+def chosen(root: Path = Path()) -> str:
+    """The level that `compare` chose.
+
+    Raises:
+        UserError: none meets the target, or nothing was compared yet.
+    """
+    choice = read_json(root / CHOSEN_FILE)
+    if choice["key"] is None:
+        raise UserError(f"no level is chosen: {choice['why']}; name one, as in magnitude-0.5")
+    return str(choice["key"])
+
+
 def named_folder(name: str) -> Path:
-    """The checkpoint or export that a person names: a folder as it is, else the finished level of that key."""
-    return Path(name) if Path(name).is_dir() else model_folder(name)
+    """The checkpoint or export that a person names: a folder as it is, else the finished level of that key.
+
+    Raises:
+        UserError: there is none, or it cannot be looked at.
+    """
+    try:
+        if Path(name).is_dir():
+            return Path(name)
+        folder = model_folder(chosen() if name == CHOSEN else name)
+        if len(Path(name).parts) == 1 and folder.is_dir():
+            return folder
+        here = [BASELINE] * model_folder(BASELINE).is_dir()
+        here += sorted(level.name for level in model_folder(DENSE).parent.glob("*") if level.is_dir())
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}") from error
+    have = f"one of {', '.join(here)}" if here else "a level that `dvc repro` or `dvc pull` has made"
+    raise UserError(f"{name}: no such checkpoint; give a folder, or {have}")
 
 
 def pruned_folder(key: str) -> Path:

@@ -113,20 +113,13 @@ def _stages(args: argparse.Namespace, needs: Mapping[str, frozenset[str]]) -> se
     if args.all:
         return {name for name in needs if not name.endswith(DATA)}
     found: set[str] = set()
-    for target in args.targets or [_chosen()]:
+    for target in args.targets or [layout.chosen()]:
         named = {name for name in needs if target in (name, split_name(name)[1])}
         if not named:
             keys = dict.fromkeys(key for name in needs if (key := split_name(name)[1]))
             raise UserError(f"{target} is no stage and no level of that commit; it has {', '.join(keys)}")
         found |= named
     return {name for name in closure(found, needs) if not name.endswith(DATA)} if args.from_data else found
-
-
-def _chosen() -> str:
-    key = read_json(layout.COMPARE / "chosen.json")["key"]
-    if key is None:
-        raise UserError("no level met the target, so none is chosen: name one, as in magnitude-0.5")
-    return str(key)
 
 
 def _inputs(stages: set[str], entries: Sequence[Entry]) -> list[str]:

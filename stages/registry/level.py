@@ -45,10 +45,7 @@ class Finished:
                 data make it.
         """
         if key == layout.CHOSEN:
-            chosen = read_json(root / layout.COMPARE / "chosen.json")
-            if chosen["key"] is None:
-                raise UserError(f"no level is chosen: {chosen['why']}")
-            key = chosen["key"]
+            key = layout.chosen(root)
         elif key not in CONTROLS:
             key = layout.Level.parse(key).key
         pipeline = Pipeline(root)

@@ -90,9 +90,9 @@ def export(folder: Path, quantization: str | None) -> None:
     Raises:
         UserError: the converter does not know this family, or this model of it.
     """
-    with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".float-") as between:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".float-") as between:
         source = Path(between) / "checkpoint"
-        shutil.copytree(folder, source)
+        shutil.copytree(folder, source, ignore=shutil.ignore_patterns(Path(between).name))
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         family = config["model_type"]
         (source / "config.json").write_text(json.dumps(FORGOTTEN.get(family, {}) | config), encoding="utf-8")

@@ -110,7 +110,7 @@ def _write_onnx(
 
     if not int8:
         return onnx_export.export(generator, folder, leave_out)
-    with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".float-") as between:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".float-") as between:
         if graphs_in is None:
             graphs_in = Path(between)
             graphs = onnx_export.export(generator, graphs_in, leave_out)

@@ -74,7 +74,7 @@ def test_the_command_prints_quality_too_and_writes_nothing(project, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["magnitude-0.9"], "magnitude-0.9 is neither a folder nor a level that is here"),
+        (["magnitude-0.9"], "magnitude-0.9: no such checkpoint; give a folder, or one of"),
         (["dense", "--rounds", "0"], "--rounds 0: give 1 or more"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 
 from stages import generate, layout
 from stages.evaluation import generation
+from stages.files import write_json
 from stages.models import checkpoint
 
 pytest_plugins = ["evaluation_fixtures"]
@@ -54,6 +55,18 @@ def test_texts_of_the_command_line_come_back_in_order(model, capfdbinary):
     assert by_folder == records
 
 
+def test_the_level_that_compare_chose(model, capfdbinary):
+    write_json(layout.CHOSEN_FILE, {"key": model, "why": "it is small"})
+    given = ["--text", "inform ( name )"]
+    assert run(capfdbinary, "--model", "chosen", *given) == run(capfdbinary, "--model", model, *given)
+
+
+def test_no_level_was_chosen(model, capsys):
+    write_json(layout.CHOSEN_FILE, {"key": None, "why": "bleu falls below 99 %"})
+    shown = stops(capsys, "--model", "chosen", "--text", "a")
+    assert "no level is chosen: bleu falls below 99 %; name one" in shown
+
+
 def test_file_to_file(model, capfdbinary):
     Path("texts.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(TEXTS).encode())
     assert run(capfdbinary, "--model", model, "--input", "texts.txt", "--output", "new/out.jsonl") == []
@@ -86,7 +99,7 @@ def test_checkpoints_own_decoding_is_the_default(model, capfdbinary):
     [
         (
             ["--model", "nope", "--text", "a"],
-            "--model nope: no such checkpoint; give a folder, or one of magnitude-0.5",
+            "nope: no such checkpoint; give a folder, or one of magnitude-0.5",
         ),
         (["--model", "magnitude-0.5", "--input", "absent"], "cannot read absent: No such file"),
         (["--model", "magnitude-0.5", "--input", "."], "cannot read .: Is a directory"),
@@ -115,7 +128,7 @@ def test_checkpoints_own_decoding_is_the_default(model, capfdbinary):
         (["--model", "magnitude-0.5", "--text", "a", "--output", "x" * 300], "xxx: File name too long"),
         (["--model", "magnitude-0.5", "--text", "a", "--output", "x" * 250], "xxx: File name too long"),
         (["--model", "magnitude-0.5", "--input", "texts.txt/x"], "cannot read texts.txt/x: Not a directory"),
-        (["--model", "x" * 300, "--text", "a"], "xxx: no such checkpoint; give a folder"),
+        (["--model", "x" * 300, "--text", "a"], "xxx: File name too long"),
     ],
 )
 def test_mistakes_end_in_one_line(model, capsys, arguments, message):
