@@ -63,9 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, help="timed batches of each kind (default: params)")
     args = parser.parse_args(arguments)
     settings = params.load("benchmark", "data", "evaluate", "export", "runtime", "sweep", "target")
-    rounds = settings.benchmark.rounds if args.rounds is None else args.rounds
-    if rounds < 1:
-        raise UserError(f"--rounds {rounds}: give 1 or more")
+    asked = settings.benchmark
+    if args.rounds is not None:
+        if args.rounds < 1:
+            raise UserError(f"--rounds {args.rounds}: give 1 or more")
+        asked = asked.model_copy(update={"rounds": args.rounds, "throughput_rounds": args.rounds})
     subjects = [Subject(name, layout.named_folder(name)) for name in args.models] or _of_pipeline(settings)
 
     from stages.evaluation.inputs import read_inputs
@@ -75,18 +77,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from stages.runtime import prepare
 
     prepare(settings.runtime)
-    rows, generators = _measure(subjects, test.sources, settings.benchmark, rounds)
+    rows, generators = _measure(subjects, test.sources, asked)
     if args.models:
-        _show(rows, settings.benchmark, _quality(generators, test, settings))
+        _show(rows, asked, _quality(generators, test, settings))
         return
     from stages.evaluation.comparison import write_csv
     from stages.machine import describe, features
 
     write_csv(layout.BENCHMARK / "speed.csv", rows)
-    asked = settings.benchmark.model_dump()
-    write_json(layout.BENCHMARK / "machine.json", describe(settings.runtime) | features() | asked)
+    write_json(layout.BENCHMARK / "machine.json", describe(settings.runtime) | features() | asked.model_dump())
     _draw(rows, settings)
-    _show(rows, settings.benchmark, [])
+    _show(rows, asked, [])
 
 
 def _of_pipeline(settings: params.Params) -> list[Subject]:
@@ -97,7 +98,7 @@ def _of_pipeline(settings: params.Params) -> list[Subject]:
 
 
 def _measure(
-    subjects: Sequence[Subject], texts: Sequence[str], asked: params.Benchmark, rounds: int
+    subjects: Sequence[Subject], texts: Sequence[str], asked: params.Benchmark
 ) -> tuple[list[dict[str, Any]], list[Generator]]:
     """A row of figures for each, and the generators."""
     import transformers.generation  # noqa: F401  before the forks of `footprint`, so that none has to do it
@@ -118,8 +119,7 @@ def _measure(
         found = footprint(partial(folder.load, subject.folder), batch, GREEDY)
         rows.append({"key": subject.key} | subject.origin | {"size_bytes": size} | found)
     generators = [folder.load(subject.folder) for subject in subjects]
-    measured = settings(asked.batch_sizes, asked.num_beams, asked.tokens)
-    figures = timings(generators, texts, measured, rounds=rounds)
+    figures = timings(generators, texts, settings(asked))
     for row, own in zip(rows, figures, strict=True):
         row |= {name: float(f"{value:.5g}") for name, value in own.items()}
     return rows, generators
@@ -175,7 +175,7 @@ def _show(rows: Sequence[Mapping[str, Any]], asked: params.Benchmark, qualities:
     from stages.evaluation.comparison import NAMES, number, with_interval
     from stages.evaluation.timing import settings
 
-    throughputs = settings(asked.batch_sizes, asked.num_beams, asked.tokens)[1:]
+    throughputs = settings(asked)[1:]
     table = Table(box=box.SIMPLE_HEAD, title=f"Speed, {rows[0]['key']} first", padding=(0, 0, 0, 1))
     table.title_justify = "left"
     headers = ["", "ms a text", "times\nfaster"]

@@ -31,7 +31,7 @@ CHANGES: dict[str, Any] = SMALL_RUN | {
     },
     "finetune": {"refresh_steps": 4, "batch_size": 8},
     "evaluate": {"bootstrap_samples": 100},
-    "benchmark": {"rounds": 3, "batch_sizes": [1, 4], "tokens": 4},
+    "benchmark": {"rounds": 3, "throughput_rounds": 3, "batch_sizes": [1, 4], "tokens": 4},
 }
 
 ACCESS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}

@@ -15,6 +15,7 @@ import numpy as np
 
 from stages.evaluation.generation import generate_batch
 from stages.models.checkpoint import Generator
+from stages.params import Benchmark
 
 QUARTILES = {"p25": 0.25, "p50": 0.5, "p75": 0.75}
 
@@ -28,11 +29,13 @@ class Setting:
         num_beams: 1 for greedy search.
         tokens: that every output has, so that a level is not quick because it says little; None: as many as the
             generator makes of it.
+        rounds: batches that are timed.
     """
 
     batch_size: int
     num_beams: int
     tokens: int | None
+    rounds: int
 
     @property
     def name(self) -> str:
@@ -51,50 +54,48 @@ class Setting:
         return options
 
 
-def settings(batch_sizes: Sequence[int], num_beams: Sequence[int], tokens: int) -> list[Setting]:
+def settings(asked: Benchmark) -> list[Setting]:
     """What is measured: the latency of one text by greedy search, as long as it comes, then all throughputs."""
-    throughput = [Setting(size, beams, tokens) for beams in num_beams for size in batch_sizes]
-    return [Setting(1, 1, None), *throughput]
+    latency = Setting(1, 1, None, asked.rounds)
+    pairs = [(beams, size) for beams in asked.num_beams for size in asked.batch_sizes]
+    return [latency, *(Setting(size, beams, asked.tokens, asked.throughput_rounds) for beams, size in pairs)]
 
 
 def timings(
-    generators: Sequence[Generator],
-    texts: Sequence[str],
-    measured: Sequence[Setting],
-    *,
-    rounds: int,
+    generators: Sequence[Generator], texts: Sequence[str], measured: Sequence[Setting]
 ) -> list[dict[str, float]]:
     """Time generators, which take turns, after one round that is not counted.
 
     Args:
         generators: at least one; the first is what the others are compared with.
         texts: at least one input; each round takes others, evenly spaced.
-        measured: settings.
-        rounds: times that each generator does each setting.
+        measured: what each generator does, and how often.
 
     Returns:
         For each generator and setting: quartiles of `latency_ms` or of tokens per second (`NAME_p25`, `NAME_p50`,
         `NAME_p75`), and as `speedup` or `NAME_speedup` how many times faster than the first it is, by medians.
     """
-    taken = np.empty((len(measured), len(generators), rounds))
+    taken = [np.empty((len(generators), setting.rounds)) for setting in measured]
     options = [setting.options(generators) for setting in measured]
-    for number in range(-1, rounds):
+    for number in range(-1, max(setting.rounds for setting in measured)):
         for i, setting in enumerate(measured):
-            batch = spread(texts, setting.batch_size * rounds)[max(number, 0) :: rounds]
+            if number >= setting.rounds:
+                continue
+            batch = spread(texts, setting.batch_size * setting.rounds)[max(number, 0) :: setting.rounds]
             for turn in range(len(generators)):
                 which = (number + turn) % len(generators)
                 elapsed = seconds(generators[which], batch, options[i])
                 if number >= 0:
-                    taken[i, which, number] = elapsed
+                    taken[i][which, number] = elapsed
     return [_figures(measured, options, taken, which) for which in range(len(generators))]
 
 
 def _figures(
-    measured: Sequence[Setting], options: Sequence[dict[str, Any]], taken: np.ndarray, which: int
+    measured: Sequence[Setting], options: Sequence[dict[str, Any]], taken: Sequence[np.ndarray], which: int
 ) -> dict[str, float]:
     figures: dict[str, float] = {}
     for i, setting in enumerate(measured):
-        own = taken[i, which]
+        own = taken[i][which]
         if setting.tokens is None:
             values, prefix = own * 1000, "speedup"
         else:
@@ -102,7 +103,7 @@ def _figures(
             values, prefix = tokens / own, f"{setting.name.removesuffix('_tokens_per_second')}_speedup"
         for name, share in QUARTILES.items():
             figures[f"{setting.name}_{name}"] = float(np.quantile(values, share))
-        figures[prefix] = float(np.median(taken[i, 0]) / np.median(own))
+        figures[prefix] = float(np.median(taken[i][0]) / np.median(own))
     return figures
 
 

@@ -13,6 +13,7 @@ class Benchmark(Section):
     """How latency and throughput are measured."""
 
     rounds: Annotated[int, Field(ge=3)]
+    throughput_rounds: Annotated[int, Field(ge=3)]
     batch_sizes: Annotated[Distinct[Positive], Field(min_length=1)]
     num_beams: Annotated[Distinct[Positive], Field(min_length=1)]
     tokens: Positive

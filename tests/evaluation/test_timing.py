@@ -8,7 +8,7 @@ import pytest
 from stages.errors import UserError
 from stages.evaluation import timing
 from stages.evaluation.footprint import footprint
-from stages.evaluation.timing import Setting, settings, spread, timings
+from stages.evaluation.timing import Setting, spread, timings
 
 pytest_plugins = ["evaluation_fixtures"]
 
@@ -40,7 +40,7 @@ def asked(monkeypatch):
 def test_generators_take_turns_on_the_same_texts(asked):
     a, b, c = Fake(0.001), Fake(0.002), Fake(0.004)
     texts = ["x" * length for length in range(1, 9)]
-    found = timings([a, b, c], texts, [Setting(2, 1, None)], rounds=4)
+    found = timings([a, b, c], texts, [Setting(2, 1, None, rounds=4)])
     # Batches begin with texts of 1 to 4 characters.
     assert [found[0][f"latency_ms_{share}"] for share in ("p25", "p50", "p75")] == pytest.approx([1.75, 2.5, 3.25])
     assert found[2]["latency_ms_p50"] == pytest.approx(10)
@@ -52,9 +52,10 @@ def test_generators_take_turns_on_the_same_texts(asked):
     assert all(options == GREEDY for _, _, options in asked)
 
 
-def test_throughput_is_of_as_many_tokens_of_each(asked):
+def test_throughput_is_of_as_many_tokens_of_each(asked, settings):
     quick, short = Fake(0.5), Fake(1.0, max_target_tokens=10)
-    found = timings([short, quick], ["x"], settings([1, 8], [1, 4], tokens=16), rounds=3)
+    section = {"batch_sizes": [1, 8], "num_beams": [1, 4], "tokens": 16, "rounds": 5, "throughput_rounds": 3}
+    found = timings([short, quick], ["x"], timing.settings(settings(benchmark=section).benchmark))
     # What the shorter one can write at most: 10 tokens for each of 8 texts in half a second.
     assert found[1]["batch8_tokens_per_second_p50"] == pytest.approx(10 * 8 / 0.5)
     assert found[1]["batch8_beams4_speedup"] == pytest.approx(2)
@@ -62,10 +63,12 @@ def test_throughput_is_of_as_many_tokens_of_each(asked):
         (1, 1, None), (1, 1, 10), (8, 1, 10), (1, 4, 10), (8, 4, 10),
     }  # fmt: skip
     assert all(options.get("min_new_tokens") == options.get("max_new_tokens") for _, _, options in asked)
+    latency = [options for _, _, options in asked if "max_new_tokens" not in options]
+    assert len(latency) == 2 * (1 + 5) and len(asked) - len(latency) == 2 * 4 * (1 + 3)
 
 
 def test_a_real_generator_writes_as_many_tokens_as_it_is_told(generator):
-    options = Setting(1, 4, 7).options([generator])
+    options = Setting(1, 4, 7, rounds=1).options([generator])
     prompts = generator.prompts(["inform ( name )"])
     ids = generator.model.generate(**prompts, **options)[0].tolist()
     start = prompts["input_ids"].shape[1] if generator.kind == "causal" else 1
