@@ -69,7 +69,7 @@ def test_a_gate_has_the_derivative_of_the_loss(family, context):
     structure = describe(looked_at.model)
     axis = next(axis for axis in structure.axes.values() if axis.kind == "neurons" and axis.side == "decoder")
     found = scores.gate(looked_at, structure)[axis.name]
-    reader = next(m for m in looked_at.matrices.values() if (d := scores._read(m, structure)) and d.axis == axis.name)
+    reader = next(m for m in looked_at.matrices.values() if (d := structure.read(m)[1]) and d.axis == axis.name)
     for unit in found.topk(2).indices.tolist():
         column = reader.oriented(reader.weight)[:, unit]
         losses = []
