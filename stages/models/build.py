@@ -169,7 +169,7 @@ def _from_checkpoint(
             setattr(config, name, value)
     _check_ids(config, changes, key)
     try:
-        return load_model(origin, auto, config=config, new_weights=new_weights)
+        return load_model(origin, auto, config=config, new_weights=new_weights, changed=bool(changes))
     except UserError as error:
         raise UserError(f"{key}: {error}" if changes else str(error)) from error
 

@@ -7,7 +7,8 @@ many tokens to generate) is kept where `transformers` keeps it: `model_max_lengt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -241,7 +242,9 @@ def load_tokenizer(origin: str) -> Any:
     return tokenizer
 
 
-def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str] = ()) -> PreTrainedModel:
+def load_model(
+    origin: str, auto: Any, *, config: Any, new_weights: Sequence[str] = (), changed: bool = False
+) -> PreTrainedModel:
     """The model at a local folder or hub id, from safetensors only, in fp32; with its sides shared if they were.
 
     A local folder may also be one without zeros, see `stages.models.sparse`.
@@ -251,6 +254,7 @@ def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str
         auto: `transformers` class to load it with.
         config: its config, perhaps changed.
         new_weights: parts of parameter names that the checkpoint need not have (they start at random).
+        changed: whether the config was, so that layers may be left out.
 
     Raises:
         UserError: there are no safetensors, they are damaged, or they are not the weights of this config.
@@ -272,6 +276,9 @@ def load_model(origin: str, auto: Any, *, config: Any, new_weights: Sequence[str
     missing = sorted(k for k in report["missing_keys"] if not any(part in k for part in new_weights))
     if missing:
         raise UserError(f"{origin} lacks {len(missing)} weights of the model, such as {missing[0]}")
+    beyond = [] if changed else sorted(_of_more_layers(report["unexpected_keys"], model))
+    if beyond:
+        raise UserError(f"{origin}: its config asks for fewer layers than it has weights of, such as {beyond[0]}")
     if getattr(config, "share_weights", False):
         share_sides(model)
     return model
@@ -291,6 +298,12 @@ def vocabulary_size(tokenizer: Any) -> int:
 def sides(model: Any) -> tuple[Any, ...]:
     """The models with embeddings of their own: encoder and decoder of an encoder-decoder of two, else the model."""
     return (model.encoder, model.decoder) if isinstance(model, EncoderDecoderModel) else (model,)
+
+
+def _of_more_layers(names: Iterable[str], model: PreTrainedModel) -> Iterator[str]:
+    """Those of some names that a model would have if there were more of one of its layers."""
+    known = {re.sub(r"\.\d+\.", ".*.", name) for name in model.state_dict()}
+    return (name for name in names if re.sub(r"\.\d+\.", ".*.", name) in known)
 
 
 def _from_pretrained(origin: str, auto: Any, *, config: Any, **options: Any) -> Any:
