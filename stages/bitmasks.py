@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.errors import UserError
-from stages.files import replacing
+from stages.files import remedy, replacing
 
 MASKS_FILE = "masks.safetensors"
 
@@ -97,5 +97,5 @@ class Masks(Mapping[str, Tensor]):
         except FileNotFoundError:
             raise UserError(f"{path} is missing: run `dvc repro`, or `dvc pull` to fetch it") from None
         except (SafetensorError, TypeError, KeyError, ValueError, AttributeError, OSError) as error:
-            raise UserError(f"{path} is damaged ({error}): run `dvc checkout --force {path.parent}`") from None
+            raise UserError(f"{path} is damaged ({error}): {remedy(path.parent)}") from None
         return masks

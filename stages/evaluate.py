@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare(settings.runtime)
 
     from stages.models import anatomy, checkpoint
+    from stages.training.checkpoints import remove_recorded
 
+    remove_recorded()
     with track("evaluate", key, settings) as run:
         generator = checkpoint.load(layout.model_folder(key))
         baseline = generator if key == layout.BASELINE else checkpoint.load(layout.model_folder(layout.BASELINE))

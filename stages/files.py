@@ -25,20 +25,26 @@ def replacing(target: Path | str) -> Iterator[Path]:
     """Yield a path beside `target` to write a file or folder to; on success it takes `target`'s place.
 
     If the block raises, what stood at `target` stays as it was and the partial output is removed; that of a process
-    that was killed is removed by the next that writes to `target`.
+    that was killed is removed by the next that writes to `target`. Power may fail at any moment: everything is on disk
+    before it gets its name.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    former = target.with_name(f".{target.name}.{os.getpid()}.former.partial")
     _remove(partial)
     _remove_abandoned(target.parent, f".{target.name}.", ".partial")
     try:
         yield partial
-        if target.is_dir() or partial.is_dir():
-            _remove(target)
+        for path in (*partial.rglob("*"), partial):
+            _sync(path)
+        if target.is_dir() or (partial.is_dir() and target.exists()):
+            target.rename(former)  # no folder takes the place of another that holds something
         partial.replace(target)
+        _sync(target.parent)
     finally:
         _remove(partial)
+        _remove(former)
 
 
 @contextmanager
@@ -75,7 +81,18 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run `dvc repro`, or `dvc pull` to fetch it") from None
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): run `dvc checkout {path}`") from None
+        raise UserError(f"{path} is not valid JSON ({error}): {remedy(Path(path))}") from None
+
+
+def remedy(path: Path) -> str:
+    """How to have a damaged output as it was: DVC may take it for whole, and have it so in its cache as well."""
+    return f"run `python -m stages.cache`, then `dvc checkout --force {path}`"
+
+
+def md5(path: Path) -> str:
+    """What DVC knows a file by."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def digest(*parts: Path | str | bytes) -> str:
@@ -116,6 +133,15 @@ def _writes(process: int, path: Path) -> bool:
         return False
     except psutil.AccessDenied:
         return True
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _remove(path: Path) -> None:

@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if writes_outputs():
             checkpoint.save(generator, layout.model_folder(key), masks=holder.masks, storage=settings.finetune.storage)
             run.log_metrics(_report(key, generator, described, outcome))
-            checkpoints.remove()
+            checkpoints.keep_until_recorded(layout.metrics_file("finetune", key))
 
 
 def _cut(
@@ -171,7 +171,7 @@ def _cut(
             checkpoint.save(cut.generator, folder, masks=cut.masks, storage=storage)
             left = anatomy.describe(cut.generator.model)
             run.log_metrics(_report(level.key, cut.generator, dense, cut.outcome, left, cut.names))
-            checkpoints.remove()
+            checkpoints.keep_until_recorded(layout.metrics_file("finetune", level.key))
 
 
 def _holder(

@@ -162,7 +162,7 @@ def _penalise(
     folder under a hash of all that decides them, and the next ones read them there.
     """
     from stages.pruning import changes
-    from stages.training.checkpoints import Checkpoints
+    from stages.training.checkpoints import Checkpoints, Store
     from stages.training.loop import train
     from stages.training.sparsity import Shrink
 
@@ -175,8 +175,9 @@ def _penalise(
         settings.runtime.model_dump_json(),
         level.method,
     )
-    kept = layout.SCRATCH / "penalised" / name / changes.WEIGHTS_FILE
-    if not kept.is_file():
+    store = Store(layout.SCRATCH / "penalised" / name)
+    kept = store.latest()
+    if kept is None:
         checkpoints = Checkpoints(f"prune-{level.key}", settings.train.checkpoint_every, (name,))
         train(
             generator,
@@ -188,9 +189,11 @@ def _penalise(
             callbacks=[Shrink(step)],
             checkpoints=checkpoints,
         )
-        changes.save(generator.model, kept, before)
+        with store.writing(0) as folder:
+            changes.save(generator.model, folder / changes.WEIGHTS_FILE, before)
         checkpoints.remove()
-    changes.load(generator.model, kept)
+    else:
+        changes.load(generator.model, kept / changes.WEIGHTS_FILE)
 
 
 if __name__ == "__main__":

@@ -213,7 +213,8 @@ def _report(pool: Pool, seconds: float) -> None:
     failed = [task.name for task in tasks if task.state == "failed"]
     skipped = [task.name for task in tasks if task.state == "skipped"]
     made = sum(task.state == "done" for task in tasks)
-    print(f"{made} stages made in {seconds / 60:.0f} min {seconds % 60:.0f} s", flush=True)
+    minutes, left = divmod(round(seconds), 60)
+    print(f"{made} stages made in {minutes} min {left} s", flush=True)
     show_failures(pool)
     if failed:
         rest = f"; not made, since they need it: {', '.join(skipped)}" if skipped else ""

@@ -66,7 +66,7 @@ def main() -> None:
         }
         write_curve(layout.METRICS / "train.curve.csv", outcome.curve)
         write_json(layout.metrics_file("train"), metrics)
-        checkpoints.remove()
+        checkpoints.keep_until_recorded(layout.metrics_file("train"))
         run.log_metrics(metrics)
 
 

@@ -44,9 +44,11 @@ class Warm:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([IMPORTED])
         reader, writer = context.Pipe(duplex=False)
-        self._process = context.Process(target=_dvc, args=(list(arguments), dict(variables), writer))
+        self._status, status = context.Pipe(duplex=False)
+        self._process = context.Process(target=_dvc, args=(list(arguments), dict(variables), writer, status))
         self._process.start()
         writer.close()
+        status.close()
         with suppress(EOFError):  # it has ended at once
             reader.recv_bytes()  # a signal to the group is lost while there is none
         assert self._process.pid is not None
@@ -55,11 +57,12 @@ class Warm:
         reader.close()
 
     def wait(self) -> int:
-        """Its exit status, once it has ended."""
+        """Its exit status, once it has ended; it says so itself, since the server may have been killed meanwhile."""
+        said: int | None = None
+        with suppress(EOFError):  # it was killed itself
+            said = self._status.recv()
         self._process.join()
-        status = self._process.exitcode
-        assert status is not None
-        return status
+        return self._process.exitcode or 0 if said is None else said
 
 
 def possible() -> bool:
@@ -73,7 +76,7 @@ def possible() -> bool:
     return not torch.cuda.is_available()
 
 
-def _dvc(arguments: list[str], variables: dict[str, str], output: Connection) -> None:
+def _dvc(arguments: list[str], variables: dict[str, str], output: Connection, ended: Connection) -> None:
     """In a fork of the server: what `python -m stages.run_dvc ARGUMENTS` does."""
     os.setsid()
     output.send_bytes(b"")
@@ -87,7 +90,15 @@ def _dvc(arguments: list[str], variables: dict[str, str], output: Connection) ->
 
     dvc.stage.run._run = forking(dvc.stage.run._run)
     sys.argv = ["dvc", *arguments]
-    sys.exit(run_dvc.main())
+    status = 1
+    try:
+        status = run_dvc.main()
+    except SystemExit as end:
+        status = _status(end)
+    finally:
+        with suppress(OSError):  # the sweep is gone
+            ended.send(status)
+    sys.exit(status)
 
 
 def forking(cold: Callable[..., None]) -> Callable[..., None]:
@@ -139,7 +150,7 @@ def _stage(module: str, arguments: list[str], variables: Mapping[str, str], fold
         importlib.import_module(module).main()
         status = 0
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        status = _status(end)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
@@ -147,6 +158,11 @@ def _stage(module: str, arguments: list[str], variables: Mapping[str, str], fold
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def _status(end: SystemExit) -> int:
+    """What Python would end with."""
+    return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 
 def _become(variables: Mapping[str, str], folder: Path) -> None:

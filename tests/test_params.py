@@ -142,6 +142,22 @@ def test_paths_do_not_leave_the_project_unless_absolute(settings):
         settings(data={"path": "data/../../pairs.csv"})
 
 
+def test_links_do_not_lead_out_of_the_project_but_into_a_cache(settings, tmp_path, monkeypatch):
+    root, outside, cached = tmp_path / "project", tmp_path / "outside", tmp_path / "cache/files/md5/ab" / ("c" * 30)
+    for folder in (root, outside, cached.parent):
+        folder.mkdir(parents=True)
+    cached.write_text("source,target\n")
+    monkeypatch.chdir(root)
+    (root / "in").symlink_to("pairs.csv")
+    (root / "kept.csv").symlink_to(cached)  # as DVC leaves it if cache.type is symlink
+    for path in ("in", "kept.csv"):
+        assert settings(data={"path": path}).data.path == path
+    (root / "out").symlink_to(outside)
+    for path in ("out", "out/pairs.csv"):
+        with pytest.raises(UserError, match=r"data\.path.*is a link that leaves the project"):
+            settings(data={"path": path})
+
+
 @pytest.mark.parametrize("hub", ["owner/name", "owner/name:small", "o-w.n_er/..name@refs/convert/parquet", None])
 def test_ids_of_the_hub(settings, hub):
     assert settings(data={"hub": hub}).data.hub == hub

@@ -263,7 +263,10 @@ class Workers:
         """Have DVC restore what workers have pushed; what it said if it could not."""
         if not names or self._stopping:
             return []
-        process = start_dvc("--wait-for-lock", "repro", "--pull", "--single-item", *names, stderr=subprocess.STDOUT)
+        try:
+            process = start_dvc("--wait-for-lock", "repro", "--pull", "--single-item", *names, stderr=subprocess.STDOUT)
+        except OSError as error:  # no process or memory is left; the sweep is not to wait for ever
+            return [f"error: what the worker made cannot be restored: {error}"]
         self._restoring = process
         said = []
         assert process.stdout is not None

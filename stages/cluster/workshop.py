@@ -97,6 +97,7 @@ class Workshop:
         said: list[str] = []
 
         def say(line: str) -> None:
+            line = hidden(line)
             said.append(line)
             worker.log_event(self.topic, {"chain": chain, "attempt": attempt, "number": len(said), "line": line})
 
@@ -198,6 +199,8 @@ class Workshop:
             environment = self._variables() | dict(variables or {})
             process = start(command, environment, cwd=folder, stdin=stdin, stderr=subprocess.STDOUT)
         self.process = process
+        if self.stopped:  # between the look at it above and now
+            self._signal(signal.SIGTERM)
         with ending_with_us(process.pid):
             assert process.stdout is not None
             for line in process.stdout:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import UserError
-from stages.files import replacing
+from stages.files import remedy, replacing
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def read_columns(path: Path, *columns: str) -> pa.Table:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run `dvc repro`, or `dvc pull` to fetch it") from None
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is damaged ({error}): run `dvc checkout {path}`") from None
+        raise UserError(f"{path} is damaged ({error}): {remedy(path)}") from None
 
 
 def write_predictions(

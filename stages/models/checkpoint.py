@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+import transformers
+from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     EncoderDecoderModel,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.tokenization_utils_base import LARGE_INTEGER
@@ -216,6 +219,10 @@ def load_config(origin: str) -> Any:
         UserError: there is none, or it cannot be read.
     """
     check_there(origin)
+    config = reading(origin, lambda: PreTrainedConfig.get_config_dict(origin)[0])
+    kind = config.get("model_type")
+    if kind is not None and kind not in CONFIG_MAPPING:
+        raise UserError(f"{origin}: transformers {transformers.__version__} knows no model_type {kind}")
     return reading(origin, lambda: AutoConfig.from_pretrained(origin, trust_remote_code=False))
 
 
@@ -301,9 +308,12 @@ def sides(model: Any) -> tuple[Any, ...]:
 
 
 def _of_more_layers(names: Iterable[str], model: PreTrainedModel) -> Iterator[str]:
-    """Those of some names that a model would have if there were more of one of its layers."""
-    known = {re.sub(r"\.\d+\.", ".*.", name) for name in model.state_dict()}
-    return (name for name in names if re.sub(r"\.\d+\.", ".*.", name) in known)
+    """Those of some names that a model would have if one of its lists of layers was longer."""
+    lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    for name in names:
+        for match in re.finditer(r"\.(\d+)\.", name):
+            if int(match[1]) >= lists.get(name[: match.start()], int(match[1]) + 1):
+                yield name
 
 
 def _from_pretrained(origin: str, auto: Any, *, config: Any, **options: Any) -> Any:

@@ -102,7 +102,9 @@ def reading(origin: str, read: Callable[[], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # transformers, safetensors and json each raise their own kinds
-        raise UserError(f"cannot read {origin}: {one_line(error)}") from error
+        raise UserError(
+            f"cannot read {origin}: {one_line(error)} (is one of its files damaged, or of another model?)"
+        ) from error
 
 
 def one_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stages.bitmasks import MASKS_FILE, Masks
 from stages.errors import UserError
+from stages.files import remedy
 
 VALUES_FILE = "values.safetensors"
 
@@ -70,7 +71,7 @@ def state(folder: Path) -> dict[str, Tensor]:
             for name, original in json.loads(file.metadata()["copies"]).items():
                 weights[name] = weights[original]
     except (SafetensorError, RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UserError(f"{folder / VALUES_FILE} is damaged ({error}): run `dvc checkout --force {folder}`") from None
+        raise UserError(f"{folder / VALUES_FILE} is damaged ({error}): {remedy(folder)}") from None
     if lost := [name for name in masks if name not in weights]:
-        raise UserError(f"{folder / VALUES_FILE} lacks {lost[0]}: run `dvc checkout --force {folder}`")
+        raise UserError(f"{folder / VALUES_FILE} lacks {lost[0]}: {remedy(folder)}")
     return weights

@@ -32,6 +32,7 @@ from stages.params.section import (
     Section,
     Share,
     Sparsity,
+    Workers,
 )
 from stages.params.wording import describe
 
@@ -42,7 +43,7 @@ class Runtime(Section):
     """What fixes the bits of a computation beside code and data."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    threads: Positive
+    threads: Workers
     precision: Literal["auto", "bf16", "fp32"]
     instructions: Literal["portable", "native"]
 
@@ -94,7 +95,7 @@ class SplitShares(Section):
 class Clean(Section):
     """Steps of data cleaning."""
 
-    workers: Positive
+    workers: Workers
     repair_encoding: bool
     unicode_form: Literal["NFC", "NFKC"] | None
     strip_control: bool
@@ -121,7 +122,7 @@ class Tokenizer(Section):
     """Which tokenizer to take, or how to train one."""
 
     checkpoint: Place | None
-    vocab_size: Annotated[int, Field(ge=300)]
+    vocab_size: Annotated[int, Field(ge=300, le=10**7)]
     lowercase: bool
 
 

@@ -9,9 +9,13 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+_IN_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
+"""Where DVC's links lead if its cache is shared, and of type symlink."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Workers = Annotated[int, Field(ge=1, le=1024)]
+"""Threads or processes: libraries fail in ways of their own at many more."""
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -27,7 +31,16 @@ def _inside(place: str) -> str:
     """A relative path is of this project; what is elsewhere has to be meant, since a clone would not have it."""
     if Path(os.path.normpath(place)).parts[:1] == (os.pardir,):
         raise ValueError("leaves the project: write the absolute path if it is meant")
+    if leads_out(Path(place)):
+        raise ValueError("is a link that leaves the project: write the absolute path if it is meant")
     return place
+
+
+def leads_out(path: Path) -> bool:
+    """Whether a relative path is, or goes through, a link that leads out of the project, and not into a DVC cache."""
+    real = os.path.realpath(path)
+    inside = Path(real).is_relative_to(os.path.realpath(os.curdir))
+    return not (inside or path.is_absolute() or _IN_CACHE.search(real))
 
 
 def _on_the_hub(hub: str) -> str:

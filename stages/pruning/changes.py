@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stages.errors import UserError
-from stages.files import digest, replacing
+from stages.files import digest, remedy, replacing
 
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -61,4 +61,4 @@ def load(model: nn.Module, path: Path, missing_ok: bool = False) -> None:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run `dvc repro`, or `dvc pull` to fetch it") from None
     except (SafetensorError, KeyError, RuntimeError, OSError) as error:
-        raise UserError(f"{path} is damaged or of another model ({error}): run `dvc repro --force`") from None
+        raise UserError(f"{path} is damaged or of another model ({error}): {remedy(path)}") from None

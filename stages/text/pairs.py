@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import UserError
+from stages.files import remedy
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def read_pairs(path: Path) -> Pairs:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run `dvc repro clean`, or `dvc pull` to fetch it") from None
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): run `dvc checkout --force {path}`") from None
+        raise UserError(f"{path} is damaged ({error}): {remedy(path)}") from None
     if not table.num_rows:
         raise UserError(f"{path} has no rows: see outputs/data/rejected.parquet for what cleaning dropped, and why")
     return Pairs(table["source"].to_pylist(), table["target"].to_pylist())

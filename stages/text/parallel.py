@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +36,7 @@ class Promise(Protocol[Given]):
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """An `OrderedMap` of `workers` processes, with at most two items a worker in flight.
+    """An `OrderedMap` of `workers` processes, one a core at most, with at most two items a worker in flight.
 
     Raises:
         UserError: a process was killed. What `function` raises is raised here.
@@ -44,6 +45,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
         yield from map(function, items)
         return
     # Ctrl-C reaches the processes too; only this one should act on it.
+    workers = min(workers, os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
             yield from in_order(lambda item: pool.submit(function, item), items, 2 * workers)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from stages.errors import UserError
 from stages.params import Data
+from stages.params.section import leads_out
 from stages.text import columnar
 from stages.text.delimited import read_csv, read_text_pair, read_tsv
 from stages.text.json_rows import read_json, read_json_lines
@@ -117,6 +118,8 @@ def _folder_parts(folder: Path, data: Data, columns: Columns) -> list[Part]:
     found = sorted({_pair_source(path) for path in _matching(folder, data.pattern) if _is_data(path)})
     if not found:
         raise UserError(f"{folder} has no file matching data.pattern {data.pattern!r} of a known kind: {_known()}")
+    if out := next((path for path in found if leads_out(path)), None):
+        raise UserError(f"{out} is a link that leaves the project: set data.path to the absolute path if it is meant")
     splits = [_split_in_name(path.relative_to(folder)) for path in found]
     if data.split is None and any(splits) and len(found) > 1:
         if None in splits:

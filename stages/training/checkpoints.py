@@ -9,7 +9,7 @@ checkpoint of other params, data, code or library versions.
 from __future__ import annotations
 
 import hashlib
-import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,11 +20,15 @@ from pathlib import Path
 import stages
 from stages import layout
 from stages.errors import UserError
-from stages.files import digest, read_json, replacing, write_json
+from stages.files import digest, md5, read_json, replacing, write_json
+from stages.runtime import writes_outputs
 
 KEPT = 2
 """Checkpoints of a run: the one before the last is there for the case that the last is damaged."""
 MANIFEST = "manifest.json"
+ENDED = "ended.json"
+"""Beside the checkpoints of a stage that has ended: an output by which to tell whether dvc.lock has it."""
+LOCK = "dvc.lock"
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,37 @@ class Checkpoints:
 
     def of(self, *decisive: Path | str | bytes) -> Store:
         """The checkpoints of runs that these, `inputs` and the code decide."""
+        remove_recorded()
         code = sorted(Path(stages.__file__).parent.rglob("*.py"))
         return Store(self.home / digest(self.name, *code, *self.inputs, *decisive))
 
     def remove(self) -> None:
-        """Remove them: the stage has its outputs."""
+        """Remove them: what they led to is kept."""
         shutil.rmtree(self.home, ignore_errors=True)
+
+    def keep_until_recorded(self, out: Path) -> None:
+        """Have them removed by a later stage, once dvc.lock has this file of this content as an output.
+
+        Until then they are what a `dvc repro` goes on from that was killed, or whose cache was full, after the stage
+        had ended.
+        """
+        if self.home.is_dir():
+            write_json(self.home / ENDED, {"path": out.as_posix(), "md5": md5(out)})
+
+
+def remove_recorded() -> None:
+    """Remove the checkpoints of all stages that have ended, and that dvc.lock has; called wherever a stage begins."""
+    if not writes_outputs():
+        return
+    for ended in (layout.SCRATCH / "checkpoints").glob(f"*/{ENDED}"):
+        try:
+            out = read_json(ended)
+            entry = rf"path: {re.escape(out['path'])}\s+hash: md5\s+md5: {out['md5']}\s"
+            recorded = re.search(entry, Path(LOCK).read_text(encoding="utf-8", errors="replace"))
+        except (UserError, OSError, KeyError, TypeError):
+            continue
+        if recorded:
+            shutil.rmtree(ended.parent, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -61,19 +90,13 @@ class Store:
 
     @contextmanager
     def writing(self, step: int) -> Iterator[Path]:
-        """Yield an empty folder to write a checkpoint to; it is there, for good, once the block has ended.
-
-        Power may fail at any moment: everything is on disk before the folder gets its name.
-        """
+        """Yield an empty folder to write a checkpoint to; it is there, for good, once the block has ended."""
         for left in self.folder.glob(".*.partial"):  # of a run that was killed while it wrote
             shutil.rmtree(left)
         with replacing(self.folder / f"step-{step:09d}") as partial:
             partial.mkdir()
             yield partial
             write_json(partial / MANIFEST, {name: _described(partial / name) for name in _names(partial)})
-            for path in (*partial.rglob("*"), partial):
-                _sync(path)
-        _sync(self.folder)
         for old in self._steps()[KEPT:]:
             shutil.rmtree(old)
 
@@ -82,7 +105,7 @@ class Store:
         for folder in self._steps():
             if not (damage := _damage(folder)):
                 return folder
-            print(f"{folder} is damaged ({damage}): trying the checkpoint before it", file=sys.stderr)
+            print(f"{folder} is damaged ({damage}): it is not used", file=sys.stderr)
         return None
 
     def _steps(self) -> list[Path]:
@@ -108,12 +131,3 @@ def _damage(folder: Path) -> str | None:
         return next((name for name, written in manifest.items() if _described(folder / name) != written), None)
     except (UserError, OSError, AttributeError, TypeError):
         return MANIFEST
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

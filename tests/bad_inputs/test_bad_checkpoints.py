@@ -107,6 +107,7 @@ HARMS: dict[str, Harm] = {
     "config heads that do not divide": setting(CONFIG, encoder__num_attention_heads=3),
     "config more layers": setting(CONFIG, decoder__num_hidden_layers=9),
     "config fewer layers": setting(CONFIG, decoder__num_hidden_layers=1),
+    "config less than no layers": setting(CONFIG, encoder__num_hidden_layers=-1),
     "config layers a text": setting(CONFIG, decoder__num_hidden_layers="two"),
     "config unknown activation": setting(CONFIG, encoder__hidden_act="wish"),
     "config smaller vocabulary": setting(CONFIG, encoder__vocab_size=7),

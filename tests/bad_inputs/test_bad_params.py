@@ -20,14 +20,14 @@ from stages.errors import UserError
 
 WRONG: dict[str, list[Any]] = {
     "runtime.seed": [-1, 2**32, "a", 1.5, None, True],
-    "runtime.threads": [0, "two", None],
+    "runtime.threads": [0, "two", None, 100_000, 10**10],
     "runtime.precision": ["fp16", None, 1],
     "data.path": [None, 3, ["a"], "../pairs.csv", "data/../../pairs.csv", ".."],
     "data.source": [None, "utterance"],
     "data.language": ["fr", None],
     "data.placeholder": ["(", "[a", "*"],
     "clean": [{"\n": None}, {"\x1b[31m": 1}, []],  # a line break as a key is what hypothesis found
-    "clean.workers": [0, -1, 1.5],
+    "clean.workers": [0, -1, 1.5, 5000],
     "clean.unicode_form": ["NFD", 1],
     "clean.near_duplicates": [0, 1.01, float("nan"), "often"],
     "clean.split": [None, {}, {"train": 0.5, "validation": 0.1, "test": 0.1}, {"train": 1, "validation": 0, "test": 0}],
@@ -36,9 +36,9 @@ WRONG: dict[str, list[Any]] = {
     "model.encoder.checkpoint": ["../model"],
     "model.tokenizer.checkpoint": ["../tokenizer"],
     "model.encoder": [None, [], {"architecture": "bert"}],
-    "model.tokenizer.vocab_size": [0, 299, "large"],
+    "model.tokenizer.vocab_size": [0, 299, "large", 10**9, 10**20],
     "train.epochs": [0, -1, float("inf"), float("nan"), "four"],
-    "train.batch_size": [0, 2.5, None],
+    "train.batch_size": [0, 2.5, None, 10**22],
     "train.learning_rate": [0, -0.1, float("nan"), "fast"],
     "train.warmup_ratio": [-0.1, 1.1],
     "train.label_smoothing": [1, -0.1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 from chaos.faults import Fault, error_of_one_line, no_error
 from chaos.ground import CACHE, FORCE, Ended, Ground
+from stages import files
 
 HARMS: Mapping[str, Callable[[bytes], bytes]] = {
     "cut short": lambda content: content[: len(content) // 2],
@@ -139,6 +141,40 @@ class Cached:
 
 
 @dataclass(frozen=True)
+class HandedOut:
+    """A damaged object became an output, which DVC then takes for whole; the remote has the right one."""
+
+    name: str = "damaged object handed out as an output; `python -m stages.cache` and `dvc pull` are to mend it"
+    how: str = "real: one bit flipped; then `dvc checkout`, after which `dvc status` sees nothing wrong"
+
+    def inject(self, ground: Ground) -> Iterator[Ended | None]:
+        """Damage objects of a file and of a folder's file that a remote has."""
+        remote = ground.root.with_name("remote")
+        ground.run("dvc", "remote", "add", "--local", "--default", "whole", str(remote))
+        ground.run("dvc", "push")
+        try:
+            for path in ("outputs/data/train.parquet", "outputs/models/baseline/model.safetensors"):
+                md5 = files.md5(ground.root / path)
+                damage(ground.root / CACHE / "files/md5" / md5[:2] / md5[2:], "one bit flipped in the middle")
+                ground.cached.discard(md5)
+                (ground.root / path).unlink()
+                ground.end("dvc", "checkout")
+                handed_out = ground.sha(path) not in ("", ground.finished[path])
+                told = ground.end("python", "-m", "stages.cache")
+                ended = ground.end("dvc", "pull")
+                mended = handed_out and told.status == 1 and path in told.said and not ended.status
+                right = ground.sha(path) == ground.finished[path]
+                yield Ended(not (mended and right), f"{told.said}{ended.said}")
+        finally:
+            ground.run("dvc", "remote", "remove", "--local", "whole")
+            shutil.rmtree(remote, ignore_errors=True)
+
+    def expect(self, ended: Ended | None) -> Iterator[str]:
+        """The output is as it was."""
+        yield from no_error(ended)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """The checkpoint that a killed training would go on from is damaged."""
 
@@ -162,7 +198,7 @@ class Checkpoint:
 
     def expect(self, ended: Ended | None) -> Iterator[str]:
         """The one before it is gone on from."""
-        yield from no_error(ended, "is damaged .*trying the checkpoint before it", "going on from step")
+        yield from no_error(ended, "is damaged .*it is not used", "going on from step")
 
 
 @dataclass(frozen=True)
@@ -267,6 +303,7 @@ def faults(seed: int) -> list[Fault]:
         ),
         Unnoticed(),
         Cached(),
+        HandedOut(),
         Checkpoint(),
         Params(),
         Lock(),

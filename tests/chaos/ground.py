@@ -20,6 +20,7 @@ import project as small
 from ruamel.yaml import YAML
 
 from stages import cache
+from stages.files import md5
 from stages.verify import TIMINGS
 
 CHANGES: dict[str, Any] = {
@@ -89,9 +90,9 @@ class Ground(small.Project):
     def forget(self, stage: str) -> None:
         """Take what a stage made out of DVC's cache: as a clone that did not pull that."""
         outs = YAML(typ="safe").load(self.root / "dvc.lock")["stages"][stage]["outs"]
-        for md5 in {out["md5"] for out in outs}:
-            (self.root / CACHE / "files/md5" / md5[:2] / md5[2:]).unlink(missing_ok=True)
-            self.cached.discard(md5)
+        for name in {out["md5"] for out in outs}:
+            (self.root / CACHE / "files/md5" / name[:2] / name[2:]).unlink(missing_ok=True)
+            self.cached.discard(name)
 
     def empty(self) -> None:
         """As a clone that has made nothing yet."""
@@ -245,4 +246,4 @@ def sha256(path: Path) -> str:
 
 def objects(root: Path) -> dict[str, bool]:
     """Every object of DVC's cache, and whether it holds what its name says."""
-    return {path.parent.name + path.name: cache.is_whole(path) for path in cache.objects(root / CACHE)}
+    return {path.parent.name + path.name: md5(path) == name for path, name in cache.objects(root / CACHE)}

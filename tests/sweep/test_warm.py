@@ -45,6 +45,18 @@ if __name__ == "__main__":
 """
 
 
+KILLED = """
+import os, signal
+from multiprocessing.forkserver import _forkserver
+from stages.warm import Warm
+
+if __name__ == "__main__":
+    process = Warm(["--version"], dict(os.environ))
+    os.kill(_forkserver._forkserver_pid, signal.SIGKILL)
+    print(process.wait(), process.stdout.read().strip())
+"""
+
+
 def python(code: str, *arguments: str, folder: Path = ROOT) -> str:
     """What a program prints, errors among it, with the code that is in the folder, if any is."""
     package = folder if (folder / "stages").is_dir() else ROOT
@@ -86,6 +98,10 @@ def test_dvc_starts_in_a_group_of_its_own_with_output_and_status(tmp_path):
     said = python(START, folder=tmp_path).splitlines()
     assert said[0].startswith("0 True 3.")
     assert said[1].startswith("253 True ERROR: you are not inside of a DVC repository")
+
+
+def test_the_status_is_its_own_though_the_server_is_killed(tmp_path):
+    assert python(KILLED, folder=tmp_path).startswith("0 3.")
 
 
 def test_where_it_is_possible(monkeypatch, tmp_path):

@@ -26,6 +26,7 @@ from transformers import Trainer
 
 import stages
 from stages import finetune, layout, prune, train
+from stages.files import read_json
 from stages.training import checkpoints, loop, resuming
 
 Stage = Callable[[], None]
@@ -98,7 +99,35 @@ def compare(stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: Any, every: i
     again = left_behind()
     assert again.keys() == whole.keys()
     assert [name for name in whole if again[name] != whole[name]] == []
-    assert not (layout.SCRATCH / "checkpoints").exists() or not kept()
+    record_what_ended()
+    checkpoints.remove_recorded()
+    assert not kept()
+
+
+def record_what_ended() -> None:
+    """Have dvc.lock say what DVC puts there once a stage has ended."""
+    outs = [read_json(path) for path in (layout.SCRATCH / "checkpoints").glob(f"*/{checkpoints.ENDED}")]
+    entries = [{"path": out["path"], "hash": "md5", "md5": out["md5"], "size": 1} for out in outs]
+    YAML().dump({"schema": "2.0", "stages": {"a": {"cmd": "a", "outs": entries}}}, Path(checkpoints.LOCK))
+
+
+def test_checkpoints_stay_until_dvc_has_recorded_the_stage(project, capsys):
+    """DVC may be killed, or find its cache full, when the stage has ended; a stage that is forced begins anew."""
+    project(finetune={**SHORT, "schedule": "one_shot"})
+    prune.main(["random-0.6"])
+    set_every(4)
+    finetune.main(["random-0.6"])
+    whole = left_behind()
+    Path(checkpoints.LOCK).write_text("schema: '2.0'\nstages: {}\n")
+    capsys.readouterr()
+    finetune.main(["random-0.6"])
+    assert "going on from step 16 of 18" in capsys.readouterr().err
+    assert left_behind() == whole and kept()
+
+    record_what_ended()
+    finetune.main(["random-0.6"])
+    assert "going on" not in capsys.readouterr().err
+    assert left_behind() == whole
 
 
 def drop_out() -> dict[str, Any]:

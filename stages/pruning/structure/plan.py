@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import UserError
-from stages.files import read_json, write_json
+from stages.files import read_json, remedy, write_json
 from stages.models.anatomy import Side
 from stages.pruning.structure.axes import Axis, Structure
 
@@ -41,7 +41,7 @@ class Plan:
         try:
             layers, units = (_read(read[part]) for part in ("layers", "units"))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} is no plan of a structure ({error}): run `dvc repro --force`") from None
+            raise UserError(f"{path} is no plan of a structure ({error}): {remedy(path)}") from None
         return cls(layers, units)  # type: ignore[arg-type]
 
     def kept(self, axis: Axis) -> tuple[int, ...]:
