@@ -95,6 +95,9 @@ def export(folder: Path, quantization: str | None) -> None:
         shutil.copytree(folder, source, ignore=shutil.ignore_patterns(Path(between).name))
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         family = config["model_type"]
+        heads = {config.get(f"{side}_attention_heads") for side in ("encoder", "decoder")}
+        if len(heads) > 1:  # the converter takes those of one side for both
+            raise UserError("CTranslate2 has one number of heads for encoder and decoder, and this model two: use onnx")
         (source / "config.json").write_text(json.dumps(FORGOTTEN.get(family, {}) | config), encoding="utf-8")
         try:
             _Converter(source, _head_width(config)).convert(str(folder / FOLDER), quantization=quantization)
@@ -192,19 +195,25 @@ class CTranslateModel(RuntimeModel):
         }
         forced = wanted.forced_eos_token_id
         longest = wanted.max_new_tokens - (forced is not None)  # a token that is forced at the end counts as new
-        shortest = min(wanted.min_new_tokens or 0, longest)
+        begun = 1 if self.config.is_encoder_decoder else input_ids.shape[1]
+        # What is new alone, or with the start token or the padded prompt.
+        shortest = min(max(wanted.min_new_tokens or 0, (wanted.min_length or 0) - begun), longest)
         if self.config.is_encoder_decoder:
+            begin = torch.full((len(texts), 1), wanted.decoder_start_token_id)
+        else:
+            begin = input_ids
+        if not longest:
+            new: list[list[int]] = [[] for _ in texts]  # the engine refuses to write nothing
+        elif self.config.is_encoder_decoder:
             found = self._engine.translate_batch(
                 texts, max_input_length=0, max_decoding_length=longest, min_decoding_length=shortest, **common
             )
             new = [self._tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in found]
-            begin = torch.full((len(texts), 1), wanted.decoder_start_token_id)
         else:
             found = self._engine.generate_batch(
                 texts, max_length=longest, min_length=shortest, include_prompt_in_result=False, **common
             )
             new = [result.sequences_ids[0] for result in found]
-            begin = input_ids
         last = [forced if forced is not None and len(ids) == longest else ends[0] for ids in new]
         rows = [torch.tensor([*ids, end][: wanted.max_new_tokens]) for ids, end in zip(new, last, strict=True)]
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=wanted.pad_token_id)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from shared import SOURCES
+from shared import SOURCES, family_section
 
 from stages.errors import UserError
 from stages.models.checkpoint import Generator
@@ -44,14 +44,19 @@ def test_tokens_are_those_of_pytorch(family, restless, tmp_path):
     free = tokens(ours, **LENGTH)
     assert len({tuple(row) for row in free}) > 1, "texts that all give the same test nothing"
     end = free[0][-6]
+    prompt = ours.prompts(SOURCES)["input_ids"].shape[1] if ours.kind == "causal" else 1
     for settings in (
         LENGTH,
         LENGTH | {"num_beams": 4},
         LENGTH | {"eos_token_id": end},
         {"max_new_tokens": 9, "min_new_tokens": 9},
+        LENGTH | {"eos_token_id": end, "min_length": 9 + prompt},
+        LENGTH | {"forced_eos_token_id": end},
+        {"max_new_tokens": 1, "forced_eos_token_id": end},
     ):
         assert tokens(theirs, **settings) == tokens(ours, **settings), settings
-    assert tokens(ours, **LENGTH, eos_token_id=end) != free
+    early = tokens(ours, **LENGTH, eos_token_id=end)
+    assert early not in (free, tokens(ours, **LENGTH, eos_token_id=end, min_length=9 + prompt))
     for unknown in ({"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}, {"bad_words_ids": [[5]]}):
         with pytest.raises(UserError, match=f"do not know {next(iter(unknown))} of the generation config"):
             tokens(theirs, **LENGTH, **unknown)
@@ -147,6 +152,13 @@ def test_int8_is_smaller(restless, tmp_path):
 def test_other_families_are_refused(family, why, restless, tmp_path):
     with pytest.raises(UserError, match=f"cannot be exported to CTranslate2: .*{why}.*; use onnx"):
         runtimes.save(restless(family), tmp_path / "out", "ctranslate2", source=family)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sides_of_other_numbers_of_heads_are_refused(build_family, tmp_path):
+    config = {**family_section("bart")["config"], "decoder_attention_heads": 4, "encoder_attention_heads": 2}
+    with pytest.raises(UserError, match="one number of heads for encoder and decoder, and this model two: use onnx"):
+        runtimes.save(build_family("bart", config=config), tmp_path / "out", "ctranslate2", source="bart")
     assert not list(tmp_path.iterdir())
 
 

@@ -81,5 +81,6 @@ def _tell_attention(module: Any) -> None:
     if hasattr(module, "split_size") and hasattr(module, "c_attn"):  # GPT-2
         module.split_size = module.c_attn.nf // 3
         module.num_heads = module.split_size // module.head_dim
-    elif hasattr(module, "key_value_proj_dim") and hasattr(module, "n_heads"):  # T5, for a mask where it has no bias
-        module.n_heads = module.q.out_features // module.key_value_proj_dim
+    elif hasattr(module, "key_value_proj_dim") and hasattr(module, "n_heads"):  # T5
+        # Cross-attention makes a bias of zeros for so many heads, which that of later layers, with others, is given.
+        module.n_heads = 1

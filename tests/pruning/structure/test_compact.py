@@ -51,6 +51,19 @@ def test_logits_and_tokens_stay(family, sparse, tmp_path):
         assert graphs.generate(**generator.prompts(SOURCES), **texts, num_beams=beams).tolist() == wanted
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_layer_of_t5_may_lose_a_head_of_its_cross_attention_alone(layer, restless, tmp_path):
+    """Its first layer hands the others a bias with a value for each head."""
+    generator = copy.deepcopy(restless("t5"))
+    attention = generator.model.decoder.block[layer].layer[1].EncDecAttention
+    with torch.no_grad():
+        attention.o.weight[:, : attention.key_value_proj_dim] = 0
+    wanted = generator.model.generate(**generator.prompts(SOURCES), max_new_tokens=8).tolist()
+    runtimes.save(generator, tmp_path / "onnx", "onnx", source="t5", leave_out=compact)
+    graphs = runtimes.load(tmp_path / "onnx").model
+    assert graphs.generate(**generator.prompts(SOURCES), max_new_tokens=8).tolist() == wanted
+
+
 def test_a_layer_that_hands_nothing_on_keeps_a_unit(restless):
     generator = copy.deepcopy(restless("bart"))
     with torch.no_grad():
