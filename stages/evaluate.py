@@ -1,8 +1,10 @@
 """Evaluate one generator: quality, fluency and size.
 
     python -m stages.evaluate KEY
+    python -m stages.evaluate FOLDER
 
-KEY is `baseline`, `dense` or a level such as `magnitude-0.5`.
+KEY is `baseline`, `dense` or a level such as `magnitude-0.5`. Of any other checkpoint, and of what stages.export wrote,
+the scores on the test split are printed, and nothing is written.
 
 In: outputs/data/{train,validation,test}.parquet, the checkpoint of KEY and, for what could be pruned, of the
 baseline; for every KEY but `dense`, outputs/predictions/dense.parquet for the paired tests.
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages import layout, params
@@ -27,12 +30,26 @@ if TYPE_CHECKING:
     from stages.models.checkpoint import Generator
 
 
+FIGURES = {
+    "perplexity": ".2f",
+    "fluency_perplexity": ".2f",
+    "sparsity": ".2%",
+    "nonzero_parameters": ",",
+    "compressed_bytes": ",",
+}
+"""What the table has below scores, and how it is written."""
+
+
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate the generator named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m stages.evaluate", description="Evaluate one generator.")
-    parser.add_argument("key", metavar="KEY", help="baseline, dense, or a level such as magnitude-0.5")
-    key = _known(parser.parse_args(arguments).key)
+    parser.add_argument("key", metavar="KEY", help="baseline, dense, a level such as magnitude-0.5, or a folder")
+    name = parser.parse_args(arguments).key
+    if Path(name).is_dir():
+        _print(Path(name))
+        return
+    key = _known(name)
     settings = params.load("runtime", "data", "evaluate", "tracking")
 
     # Missing inputs are found before torch is imported.
@@ -61,6 +78,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_json(layout.metrics_file("evaluate", key), figures)
         run.log_metrics(figures)
     _show(key, figures, settings.evaluate.confidence)
+
+
+def _print(folder: Path) -> None:
+    """Print the scores of a checkpoint or export that is no output of the pipeline, beside dense if that is there."""
+    settings = params.load("runtime", "data", "evaluate")
+
+    from stages.evaluation.inputs import read_inputs, read_predictions
+
+    test = read_inputs(layout.DATA / "test.parquet")
+    dense = layout.predictions_file(layout.DENSE)
+    control = read_predictions(dense, "test", test) if dense.is_file() else None
+
+    from stages.runtime import prepare
+
+    prepare(settings.runtime)
+
+    from stages.evaluation.figures import fluency, quality, rounded
+    from stages.evaluation.generation import decoding, generate
+    from stages.evaluation.quality import metrics
+    from stages.runtimes import folder as runtimes
+
+    evaluate, data, seed = settings.evaluate, settings.data, settings.runtime.seed
+    generator = runtimes.load(folder)
+    outputs = generate(generator, test.sources, batch_size=evaluate.batch_size, seed=seed, options=decoding(evaluate))
+    measured = metrics(data.language, data.placeholder, test.references)
+    figures = quality(measured, outputs, test.references, control=control, evaluate=evaluate, seed=seed)
+    figures |= fluency(outputs, layout.DATA / "train.parquet", data=data, order=evaluate.fluency_order)
+    _show(str(folder), rounded(figures), evaluate.confidence)
 
 
 def _known(key: str) -> str:
@@ -141,14 +186,9 @@ def _show(key: str, figures: dict[str, float], confidence: float) -> None:
         if paired:
             row += [f"{figures[f'{name}_delta']:+.{digits}f}", f"{figures[f'{name}_p']:.3f}"]
         table.add_row(name, *row)
-    for name, value in (
-        ("perplexity", f"{figures['perplexity']:.2f}"),
-        ("fluency_perplexity", f"{figures['fluency_perplexity']:.2f}"),
-        ("sparsity", f"{figures['sparsity']:.2%}"),
-        ("nonzero_parameters", f"{figures['nonzero_parameters']:,}"),
-        ("compressed_bytes", f"{figures['compressed_bytes']:,}"),
-    ):
-        table.add_row(name, value)
+    for name, form in FIGURES.items():
+        if name in figures:
+            table.add_row(name, format(figures[name], form))
     Console().print(table)
 
 

@@ -47,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _command(level: str, format: str, output: Path) -> None:
     source = layout.named_folder(level)
+    try:
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: its folder cannot be made: {error.strerror}") from None
 
     from transformers.utils import logging
 

@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.speedup is not None:
         _target(args.speedup)
     elif args.latency_ms is not None:
-        _target(_table(params.load("prune")).baseline_ms / args.latency_ms if args.latency_ms > 0 else math.inf)
+        table = _table(params.load("prune"))
+        _target(table.baseline_ms / args.latency_ms if args.latency_ms > 0 else math.inf)
     elif args.check:
         _check(args.check, args.texts)
     else:
@@ -173,7 +174,7 @@ def _check(keys: Sequence[str], count: int) -> None:
 
     from stages.models import checkpoint
     from stages.pruning.structure.axes import describe
-    from stages.pruning.structure.latency import predicted
+    from stages.pruning.structure.latency import check_measured, predicted
     from stages.pruning.structure.plan import whole
 
     def told(generator: Generator) -> float:
@@ -181,6 +182,8 @@ def _check(keys: Sequence[str], count: int) -> None:
         return predicted(table, generator.model, structure)(whole(structure))
 
     baseline = checkpoint.load(layout.model_folder(layout.BASELINE))
+    check_measured(table, baseline.model, describe(baseline.model))
+    _compare_devices(table, settings)
     replies = _Replies(baseline, count)
     print(f"{count} replies of {replies.tokens} tokens, each level in turns with the baseline")
     print(f"{'':24} {'by the table':>12} {'measured':>9}")
@@ -200,15 +203,25 @@ def _target(speedup: float) -> None:
     """Print the level that meets a target, and how to make it."""
     if not 1 < speedup < 1e4:
         raise UserError(f"a level is to be faster than the baseline, not {speedup:.3g} times as fast")
-    settings = params.load("prune", "sweep")
+    settings = params.load("prune", "runtime", "sweep")
     table = _table(settings)
-    least = table.milliseconds.get("reply", 0.0)
-    if table.baseline_ms / speedup <= least:
-        raise UserError(
-            f"{least:.1f} of {table.baseline_ms:.1f} ms are there whatever the model is: ask for a level that is less "
-            f"than {table.baseline_ms / least:.1f} times as fast"
-        )
     level = layout.Level("structured", sparsity(speedup))
+
+    from stages.models import checkpoint
+    from stages.pruning.structure.axes import describe
+    from stages.pruning.structure.choice import least
+    from stages.pruning.structure.latency import check_measured, predicted
+
+    model = checkpoint.load(layout.model_folder(layout.BASELINE)).model
+    structure = describe(model)
+    check_measured(table, model, structure)
+    _compare_devices(table, settings)
+    share = least(structure, predicted(table, model, structure), settings.prune.structured)
+    if 1 - level.sparsity < share:
+        raise UserError(
+            f"{share * table.baseline_ms:.1f} of {table.baseline_ms:.1f} ms are there whatever goes: ask for a level "
+            f"that is less than {1 / share:.1f} times as fast, or let more go (prune.structured)"
+        )
     faster = f"{1 / (1 - level.sparsity):.3g}{TIMES} as fast as the baseline"
     print(
         f"{level.key}: {faster}, {table.baseline_ms * (1 - level.sparsity):.1f} of {table.baseline_ms:.1f} ms a reply"
@@ -219,6 +232,13 @@ def _target(speedup: float) -> None:
     if missing:
         print(f"In params.yaml: {', '.join(missing)}.")
     print(f"Then: dvc repro evaluate@{level.key}")
+
+
+def _compare_devices(table: Latency, settings: params.Params) -> None:
+    """Say so if the table was measured elsewhere: what is chosen by it is the same, but not how fast that is here."""
+    here = machine.describe(settings.runtime)["device"]
+    if table.device != here:
+        print(f"note: the table was measured on {table.device}, and this is {here}")
 
 
 def _table(settings: params.Params) -> Latency:

@@ -103,12 +103,15 @@ def _remove(
     from stages.pruning.structure import zeros
     from stages.pruning.structure.axes import describe
     from stages.pruning.structure.group_lasso import GroupLasso
+    from stages.pruning.structure.latency import check_measured
     from stages.pruning.structure.plan import PLAN_FILE
     from stages.pruning.structure.removal import names_after, shrink
     from stages.pruning.structure.vocabulary import seen, trim
     from stages.training.calibration import context
 
     rules, structured, seed = settings.prune, settings.prune.structured, settings.runtime.seed
+    if structured.budget == "latency" and structured.latency:
+        check_measured(structured.latency, generator.model, describe(generator.model))
     dense = anatomy.describe(generator.model)
     before = changes.fingerprints(generator.model) if structured.trains_first else {}
     if structured.trains_first:

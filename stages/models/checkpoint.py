@@ -148,15 +148,25 @@ def load(folder: Path | str) -> Generator:
     config = load_config(str(folder))
     model = load_model(str(folder), auto_class(config), config=config)
     tokenizer = load_tokenizer(str(folder))
-    generated = model.generation_config.max_new_tokens
+    read, generated = limits(tokenizer, model.generation_config, folder)
+    _check_belongs(tokenizer, model, folder)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return Generator(model.eval(), tokenizer, read, generated)
+
+
+def limits(tokenizer: Any, generation_config: GenerationConfig, folder: Path) -> tuple[int, int]:
+    """How many tokens a generator reads, and how many it generates.
+
+    Raises:
+        UserError: its folder does not say so.
+    """
+    generated = generation_config.max_new_tokens
     if generated is None:
         raise UserError(f"{folder}/generation_config.json: max_new_tokens is missing: add how many to generate")
     read = tokenizer.model_max_length
     if not isinstance(read, int) or read >= LARGE_INTEGER:
         raise UserError(f"{folder}/tokenizer_config.json: model_max_length is missing: add how many tokens are read")
-    _check_belongs(tokenizer, model, folder)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return Generator(model.eval(), tokenizer, read, generated)
+    return read, generated
 
 
 def save(

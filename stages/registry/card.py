@@ -64,13 +64,24 @@ def _summary(finished: Finished) -> Iterable[str]:
     if level is None:
         yield f"{made}, not pruned: the {'trained baseline' if finished.key == layout.BASELINE else 'dense control'}."
     else:
-        how = "removed" if finished.is_smaller else "set to zero"
-        yield f"{made}, {percent(level.sparsity)} of whose eligible weights were {how} by `{level.method}`."
+        yield f"{made}, {percent(level.sparsity)} of whose eligible weights were {_how(finished)} by `{level.method}`."
     before = finished.baseline_parameters
     yield (
         f"{figures['parameters']:,} parameters, {figures['nonzero_parameters']:,} of them not zero; before pruning "
         f"{before:,}. Level `{finished.key}` of revision `{finished.revision.identity[:7]}`."
     )
+
+
+def _zeros(finished: Finished) -> bool:
+    """Whether weights of what parts were removed of were set to zero besides."""
+    return bool(finished.is_smaller and finished.params.get("prune.structured.zeros"))
+
+
+def _how(finished: Finished) -> str:
+    """What became of pruned weights."""
+    if not finished.is_smaller:
+        return "set to zero"
+    return "removed or set to zero" if _zeros(finished) else "removed"
 
 
 def _use(finished: Finished) -> Iterable[str]:
@@ -149,13 +160,14 @@ def _method(finished: Finished) -> Iterable[str]:
     epochs, seed = values["train.epochs"], values["runtime.seed"]
     yield f"- Trained from {origin or 'random weights'}, {epochs:g} epochs at most, seed {seed}."
     if level is not None:
+        ranked = () if finished.is_smaller and not _zeros(finished) else GENERAL
         gone = "removed or zero" if finished.is_smaller else "zero"
         counts = f"{100 * figures['sparsity']:.4f} % {gone}, of {figures['eligible_parameters']:,} eligible weights"
         yield f"- {_formula(level.method)} (`stages/pruning/criteria/{level.method}.py`)"
         yield f"- Sparsity: {percent(level.sparsity)} asked, {counts}."
-        yield f"- {_knobs(values, f'prune.{level.method}', *(() if finished.is_smaller else GENERAL))}"
+        yield f"- {_knobs(values, f'prune.{level.method}', *ranked)}"
     if finished.key != layout.BASELINE:
-        held = "" if level is None or finished.is_smaller else ", what is pruned staying zero"
+        held = ", what is pruned staying zero" if level and (_zeros(finished) or not finished.is_smaller) else ""
         yield f"- Fine-tuned {values['finetune.epochs']:g} epochs{held}. {_knobs(values, *TUNING)}"
 
 

@@ -30,6 +30,13 @@ class Description:
     versions: dict[str, str]
     """Of the packages that made it."""
 
+    @property
+    def has_graphs(self) -> bool:
+        """Whether it names the files that a format of graphs has."""
+        if not isinstance(self.graphs, dict) or not all(isinstance(file, str) for file in self.graphs.values()):
+            return False
+        return "decoder" in self.graphs or not self.format.startswith("onnx")
+
     def save(self, folder: Path) -> None:
         """Write it into the folder it describes."""
         write_json(folder / FILE, asdict(self))
@@ -46,7 +53,7 @@ class Description:
             found = cls(**values)
         except TypeError:
             found = None
-        if found is None or found.format not in FORMATS:
+        if found is None or found.format not in FORMATS or not found.has_graphs:
             raise UserError(f"{folder / FILE} describes no export that this version reads: run stages.export again")
         return found
 

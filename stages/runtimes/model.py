@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from stages.errors import UserError
-from stages.models.checkpoint import Generator, load_config, load_tokenizer, one_line
+from stages.models.checkpoint import Generator, limits, load_config, load_tokenizer, one_line
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,15 @@ class Parts:
             generation_config = GenerationConfig.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}/generation_config.json: {one_line(error)}: run stages.export again") from error
-        return cls(load_config(str(folder)), generation_config, load_tokenizer(str(folder)))
+        tokenizer = load_tokenizer(str(folder))
+        limits(tokenizer, generation_config, folder)
+        return cls(load_config(str(folder)), generation_config, tokenizer)
 
     def generator(self, model: PreTrainedModel) -> Generator:
         """A generator of these and a model."""
-        limits = self.tokenizer.model_max_length, self.generation_config.max_new_tokens
-        return Generator(model, self.tokenizer, *limits)
+        longest = self.generation_config.max_new_tokens
+        assert longest is not None
+        return Generator(model, self.tokenizer, self.tokenizer.model_max_length, longest)
 
 
 class RuntimeModel(PreTrainedModel, GenerationMixin):

@@ -15,6 +15,7 @@ from test_inputs_reference_lines import write
 from stages import evaluate, layout, reference
 from stages.models import checkpoint
 from stages.models.anatomy import describe
+from stages.runtimes import folder as runtimes
 
 pytest_plugins = ["evaluation_fixtures"]
 
@@ -194,3 +195,22 @@ def test_no_human_line_with_single_references(project, capsys):
     assert figures["human_inputs"] == 0
     assert not any(name.startswith("human_") for name in figures if name != "human_inputs")
     assert "human: no input has two references" in capsys.readouterr().out
+
+
+def cells(capsys) -> dict[str, tuple[str, ...]]:
+    """Cells of the table that was printed, by the name that a row begins with."""
+    rows = [re.findall(r"[^│\s][^│]*", line) for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    return {name.strip(): tuple(cell.strip() for cell in row) for name, *row in rows}
+
+
+def test_scores_of_a_folder_are_printed_and_nothing_is_written(project, capsys):
+    evaluate.main(["dense"])
+    runtimes.save(checkpoint.load(layout.model_folder("random-0.5")), Path("exported"), "onnx", source="random-0.5")
+    evaluate.main(["random-0.5"])
+    level = cells(capsys)
+    before = {path: path.read_bytes() for path in layout.OUTPUTS.rglob("*") if path.is_file()}
+    for folder in ("exported", str(layout.model_folder("random-0.5"))):
+        evaluate.main([folder])
+        rows = cells(capsys)
+        assert rows.keys() == {*SCORES, "fluency_perplexity"} and rows.items() <= level.items()
+    assert {path: path.read_bytes() for path in layout.OUTPUTS.rglob("*") if path.is_file()} == before

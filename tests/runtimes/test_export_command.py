@@ -109,12 +109,24 @@ def test_packages_that_are_missing_are_named(level, capsys, monkeypatch):
         capsys, level, "--to", "onnx", "--output", "new"
     )
     Path("new").mkdir()
-    Description("onnx", level, "bert", {}, {}).save(Path("new"))
+    Description("onnx", level, "bert", {"decoder": "decoder.onnx"}, {}).save(Path("new"))
     with pytest.raises(UserError, match="needs the package onnxruntime"):
         folders.load(Path("new"))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": "onnx"}', '{"format": "x", "source": "", "model_type": ""}'])
+WHOLE = {"format": "onnx", "source": "dense", "model_type": "bert", "graphs": {"decoder": "d.onnx"}, "versions": {}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"format": "onnx"}',
+        '{"format": "x", "source": "", "model_type": ""}',
+        *(json.dumps(WHOLE | {"graphs": graphs}) for graphs in ({}, [], 3, {"decoder": 3}, {"encoder": "e.onnx"})),
+    ],
+)
 def test_a_folder_that_describes_nothing_is_refused(tmp_path, text):
     (tmp_path / "export.json").write_text(text)
     with pytest.raises(UserError, match=r"export\.json"):
@@ -127,10 +139,16 @@ def test_damaged_graphs_are_refused(level, tmp_path):
     Description("onnx", level, "bert", {"decoder": "decoder.onnx"}, {}).save(tmp_path / "broken")
     with pytest.raises(UserError, match=r"cannot read .*decoder\.onnx.*: run stages\.export again"):
         folders.load(tmp_path / "broken")
+    path = tmp_path / "broken" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_new_tokens": None}))
+    with pytest.raises(UserError, match=r"generation_config\.json: max_new_tokens is missing"):
+        folders.load(tmp_path / "broken")
     (tmp_path / "broken" / "generation_config.json").unlink()
     with pytest.raises(UserError, match=r"generation_config\.json: .*: run stages\.export again"):
         folders.load(tmp_path / "broken")
 
 
 def test_no_such_level(level, capsys):
-    assert "holds no checkpoint" in stops(capsys, "magnitude-0.9", "--to", "onnx", "--output", "new")
+    assert "no such checkpoint" in stops(capsys, "magnitude-0.9", "--to", "onnx", "--output", "new")
+    said = stops(capsys, level, "--to", "onnx", "--output", "/proc/nowhere/new")
+    assert "--output /proc/nowhere/new: its folder cannot be made: No such file" in said

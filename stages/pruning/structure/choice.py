@@ -91,6 +91,14 @@ def cost(context: Context) -> float:
     return BUDGETS[context.settings.budget](context, structure)(whole(structure))
 
 
+def least(structure: Structure, cost_of: Cost, rules: Structured) -> float:
+    """Share of the cost that is there when all has gone that may."""
+    knobs = find_knobs(structure, rules)
+    fixed = _fixed(knobs, knobs, rules)
+    free = [knob for knob in knobs if knob not in fixed]
+    return _cost(structure, cost_of, {**fixed, **dict.fromkeys(free, 1)}) / cost_of(whole(structure))
+
+
 def _fixed(knobs: Sequence[Knob], dense: Sequence[Knob], rules: Structured) -> dict[Knob, int]:
     """What stays of the knobs that have a share of their own, which is one of the dense model's."""
     units: dict[str, int] = {}

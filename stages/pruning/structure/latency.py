@@ -25,6 +25,7 @@ from stages.pruning.structure.plan import Plan, counts, whole
 
 PARTS: tuple[Part, ...] = get_args(Part)
 MILLION = 1e6
+AGAIN = "measure this one: python -m stages.latency"
 
 
 def latency(context: Context, structure: Structure) -> Callable[[Plan], float]:
@@ -48,6 +49,19 @@ def predicted(table: Latency, model: Any, structure: Structure) -> Callable[[Pla
     _check(table, sizes(model, structure))
     amount_of = amounts(model, structure)
     return lambda plan: total(table.milliseconds, amount_of(plan))
+
+
+def check_measured(table: Latency, model: Any, structure: Structure) -> None:
+    """Check that a table was measured of just this model.
+
+    Raises:
+        UserError: it is of another one.
+    """
+    found = sizes(model, structure)
+    _check(table, found)
+    for name, size in found.items():
+        if size != table.sizes[name]:
+            raise _of_another(table, name, size)
 
 
 def total(milliseconds: Mapping[Part, float], amount: Mapping[Part, float]) -> float:
@@ -86,12 +100,15 @@ def head(model: Any) -> str:
 
 
 def _check(table: Latency, found: Mapping[str, int]) -> None:
-    again = "measure this one: python -m stages.latency"
     if table.sizes.keys() != found.keys():
-        raise UserError(f"prune.structured.latency was measured of a model of another family: {again}")
+        raise UserError(f"prune.structured.latency was measured of a model of another family: {AGAIN}")
     for name, size in found.items():
         if size > table.sizes[name]:
-            raise UserError(
-                f"prune.structured.latency was measured of a model with {name} {table.sizes[name]}, this one has "
-                f"{size}: {again}"
-            )
+            raise _of_another(table, name, size)
+
+
+def _of_another(table: Latency, name: str, size: int) -> UserError:
+    return UserError(
+        f"prune.structured.latency was measured of a model with {name} {table.sizes[name]}, this one has {size}: "
+        f"{AGAIN}"
+    )

@@ -2,7 +2,8 @@
 
 Whatever the tokenizer makes of a text whose tokens are all kept stays what it was, but for the numbers of the tokens:
 WordPiece takes the longest piece there is, a unigram model the likeliest sequence of pieces, and neither gets longer or
-likelier when others go. Byte-pair merges go by steps, so that what a kept token is merged from is kept as well.
+likelier when others go. Byte-pair merges go by steps, so that what a kept token is merged from is kept as well. Of
+WordPiece and unigram models the letters of kept pieces are kept, so that other words of those letters can be spelled.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ TENSORS = re.compile(
     r"|lm_head\.(weight|bias|decoder\.(weight|bias))|cls\.predictions\.(bias|decoder\.(weight|bias))|final_logits_bias)"
 )
 """With a row (or column) for each entry, by name in the state dict."""
+UNCUT = 10**6
+"""Tokens: more than any text has."""
 BYTES = re.compile(r"<0x[0-9A-F]{2}>")
 """Pieces that unknown characters fall back to."""
 
@@ -38,12 +41,13 @@ def seen(generator: Generator, sources: Iterable[str], targets: Iterable[str]) -
     """Tokens of texts, and those that are never removed: special and added tokens, and bytes.
 
     Args:
-        generator: whose tokenizer reads the texts, cut to its limits as in training.
+        generator: whose tokenizer reads the texts; whole, since a word that is cut at a limit is split as a whole.
         sources: inputs.
         targets: what they should become.
     """
     found: set[int] = set()
-    for example in generator.encode(list(sources), list(targets)):
+    whole = replace(generator, max_source_tokens=UNCUT, max_target_tokens=UNCUT)
+    for example in whole.encode(list(sources), list(targets)):
         found.update(example["input_ids"])
         found.update(label for label in example["labels"] if label != IGNORED)
     return found | _always(generator)
@@ -94,9 +98,9 @@ def _always(generator: Generator) -> set[int]:
 
 
 def _closed(keep: set[int], model: Mapping[str, Any]) -> set[int]:
-    """Tokens, with those that they are merged from."""
+    """Tokens, with those that they are merged from, or that spell them."""
     if model["type"] != "BPE":
-        return keep
+        return keep | _letters(keep, model)
     numbers = model["vocab"]
     parts: dict[int, set[int]] = {}
     for left, right in map(_parts, model["merges"]):
@@ -108,6 +112,18 @@ def _closed(keep: set[int], model: Mapping[str, Any]) -> set[int]:
         keep |= new
         waiting.extend(new)
     return keep
+
+
+def _letters(keep: set[int], model: Mapping[str, Any]) -> set[int]:
+    """Pieces of one letter, at the start of a word and within one, of all letters that some pieces have."""
+    if model["type"] == "Unigram":
+        numbers = {piece: number for number, (piece, _) in enumerate(model["vocab"])}
+        inner = ""
+    else:
+        numbers, inner = model["vocab"], model.get("continuing_subword_prefix", "")
+    letters = {letter for piece, number in numbers.items() if number in keep for letter in piece.removeprefix(inner)}
+    spelled = letters | {inner + letter for letter in letters}
+    return {numbers[piece] for piece in spelled if piece in numbers}
 
 
 def _rebuilt(spelled: dict[str, Any], tokenizer: Any, renumbered: Mapping[int, int]) -> Any:

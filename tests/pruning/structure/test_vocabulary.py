@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import json
 import tempfile
@@ -112,6 +113,29 @@ def test_every_kind_of_tokenizer_splits_seen_text_as_before(kind, built):
     if kind == "BPE":  # bytes are all there: nothing is unknown
         text = "Žluťoučký 馬"
         assert smaller.tokenizer.decode(smaller.tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "Unigram"])
+def test_other_words_are_spelled_by_letters_that_are_left(kind, built):
+    generator = dataclasses.replace(built("bert"), tokenizer=tokenizer_of(kind))
+    smaller = trim(generator, seen(generator, ["abide by"], ["made"]))
+    words = ["amid", "bed bay"]
+    assert {*"".join(words)} <= {*"abide by made"}
+    unknown = smaller.tokenizer.unk_token_id
+    assert not any(unknown in ids for ids in smaller.tokenizer(words, add_special_tokens=False)["input_ids"])
+    assert unknown in smaller.tokenizer("quiz", add_special_tokens=False)["input_ids"]
+
+
+def test_a_word_that_a_limit_cuts_is_split_as_before(built):
+    whole = dataclasses.replace(built("bert"), tokenizer=tokenizer_of("WordPiece"))
+    pairs = (first + second for first in MORE[0].split() for second in MORE[0].split())
+    split = ((text, whole.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in pairs)
+    text, pieces = next((text, ids) for text, ids in split if len(ids) > 2)
+    short = dataclasses.replace(whole, max_source_tokens=2)
+    smaller = trim(short, seen(short, [text], [""]))
+    split = smaller.tokenizer(text, add_special_tokens=False)["input_ids"]
+    names = smaller.tokenizer.convert_ids_to_tokens(split)
+    assert names == whole.tokenizer.convert_ids_to_tokens(pieces)
 
 
 def test_the_config_s_token_numbers_are_the_new_ones(built):
