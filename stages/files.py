@@ -40,7 +40,12 @@ def replacing(target: Path | str) -> Iterator[Path]:
             _sync(path)
         if target.is_dir() or (partial.is_dir() and target.exists()):
             target.rename(former)  # no folder takes the place of another that holds something
-        partial.replace(target)
+        try:
+            partial.replace(target)
+        except OSError:
+            if former.exists():
+                former.rename(target)
+            raise
         _sync(target.parent)
     finally:
         _remove(partial)

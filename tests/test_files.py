@@ -35,6 +35,20 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["two"]
 
 
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "a").write_text("before")
+
+    def fails(self: Path, other: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="Input/output error"), replacing(target) as partial:
+        partial.mkdir()
+    assert (target / "a").read_text() == "before" and list(tmp_path.iterdir()) == [target]
+
+
 def test_what_a_killed_writer_left_goes_with_the_next(tmp_path):
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     dead, alive = int(ended.stdout), os.getppid()
