@@ -105,8 +105,19 @@ def make(plan: Plan, cell: Cell, models: Path, project: Path) -> Row:
 def _enter(workspace: Path, project: Path) -> None:
     workspace.mkdir(parents=True, exist_ok=True)
     os.chdir(workspace)
-    if not Path("data").is_symlink():
-        Path("data").symlink_to(project / "data")
+    # A folder of its own, since params take no link that leads out of a project.
+    if Path("data").is_symlink():
+        Path("data").unlink()
+    shutil.rmtree("data", ignore_errors=True)
+    shutil.copytree(project / "data", "data", copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, or a copy where it is on another disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _prepare(made: Params, shared: Path) -> None:

@@ -13,11 +13,21 @@ _IN_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 """Where DVC's links lead if its cache is shared, and of type symlink."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[int, Field(ge=1, le=10**9)]
+MOST = 10**9
+"""Of what is counted: beyond it, libraries fail in ways of their own."""
 Workers = Annotated[int, Field(ge=1, le=1024)]
 """Threads or processes: libraries fail in ways of their own at many more."""
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+
+
+def _countable(number: int) -> int:
+    if number > MOST:
+        raise ValueError(f"must be at most {MOST}")
+    return number
+
+
+Positive = Annotated[int, Field(ge=1), AfterValidator(_countable)]
 
 
 def _short(sparsity: float | int) -> float | int:

@@ -63,8 +63,12 @@ class Checkpoints:
         Until then they are what a `dvc repro` goes on from that was killed, or whose cache was full, after the stage
         had ended.
         """
-        if self.home.is_dir():
+        if not self.home.is_dir():
+            return
+        try:
             write_json(self.home / ENDED, {"path": out.as_posix(), "md5": md5(out)})
+        except OSError:  # no room: what the stage has made is worth more
+            self.remove()
 
 
 def remove_recorded() -> None:

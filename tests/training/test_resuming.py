@@ -25,7 +25,7 @@ from shared import SOURCES, family_section
 from transformers import Trainer
 
 import stages
-from stages import finetune, layout, prune, train
+from stages import files, finetune, layout, prune, train
 from stages.files import read_json
 from stages.training import checkpoints, loop, resuming
 
@@ -41,7 +41,7 @@ def killed(stage: Stage, monkeypatch: pytest.MonkeyPatch, moment: str, count: in
     owner, name = {
         "step": (torch.optim.AdamW, "step"),
         "batch": (Trainer, "training_step"),
-        "write": (checkpoints, "_sync"),
+        "write": (files, "_sync"),
     }[moment]
     original, left = getattr(owner, name), [count]
 
@@ -233,6 +233,8 @@ def test_a_damaged_checkpoint_is_passed_over(harm, interrupted, capsys):
     interrupted()
     said = capsys.readouterr().err
     assert f"{last} is damaged" in said and "going on from step 8 of 18" in said
+    record_what_ended()
+    checkpoints.remove_recorded()
     assert not kept()
 
 
@@ -297,14 +299,18 @@ def test_only_tensors_are_loaded(interrupted, monkeypatch):
 
 
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(interrupted, monkeypatch, capsys):
-    def full(*args: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    sync = files._sync
 
-    monkeypatch.setattr(checkpoints, "_sync", full)
+    def full(path: Path) -> None:
+        if "checkpoints" in path.parts:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync", full)
     interrupted()
     said = capsys.readouterr().err
     assert "no checkpoint of step 16 (is the disk full?), the one before it is kept: [Errno 28]" in said
-    assert layout.model_folder("random-0.6").is_dir()
+    assert layout.model_folder("random-0.6").is_dir() and not kept()
 
 
 def test_two_processes_go_on_together(tmp_path):
