@@ -184,8 +184,9 @@ class Checkpoint:
     def inject(self, ground: Ground) -> Iterator[Ended | None]:
         """Kill a training, damage what it left, go on."""
         for number, harm in enumerate(("cut short", "one bit flipped in the middle", "empty")):
-            run = ground.start(*FORCE, "train")
             home = ground.root / ".scratch/checkpoints"
+            shutil.rmtree(home, ignore_errors=True)  # of the run before, which stay until a later stage begins
+            run = ground.start(*FORCE, "train")
             deadline = time.monotonic() + 300
             while len(steps := sorted(home.glob("train/*/step-*"))) < 2 and run.running(0.002):
                 if time.monotonic() > deadline:
