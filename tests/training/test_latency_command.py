@@ -169,4 +169,6 @@ def test_what_no_level_reaches_is_refused_at_once(project, clock, capsys):
     limit = re.search(r"ms are there whatever goes: ask for a level that is less than ([\d.]+) times as fast", said.err)
     assert limit
     latency.main(["--speedup", f"{float(limit[1]) - 0.1}"])
+    with pytest.raises(SystemExit):
+        latency.main(["--speedup", f"{float(limit[1]) + 0.1}"])
     assert "the table was measured on an abacus, and this is" in said.out
