@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     key = parser.parse_args(arguments).level
     level = layout.Level("magnitude", 0) if key == layout.DENSE else layout.Level.parse(key)
     settings = params.load("finetune", "prune", "runtime", "tracking")
-    params.check_method(level.method)
+    if key != layout.DENSE:
+        params.check_level(level.method, level.sparsity)
     prepare(settings.runtime)
 
     from stages.models import anatomy, checkpoint

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("level", help="method and sparsity, as in magnitude-0.5")
     level = layout.Level.parse(parser.parse_args(arguments).level)
     settings = params.load("prune", "train", "runtime")
-    params.check_method(level.method)
+    params.check_level(level.method, level.sparsity)
     prepare(settings.runtime)
 
     from stages.bitmasks import MASKS_FILE

@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from stages.errors import UserError
 from stages.layout import Level
+from stages.params.agreement import RULES
 from stages.params.benchmark import Benchmark
 from stages.params.export import Export
 from stages.params.finetune import Distillation, Lora
@@ -277,59 +278,9 @@ class Params(Section):
     tracking: Tracking
 
     @model_validator(mode="after")
-    def _methods_fit_the_pattern(self) -> Params:
-        self.prune.check_methods({*self.sweep.method, self.search.method})
-        return self
-
-    @model_validator(mode="after")
-    def _movement_is_learnt(self) -> Params:
-        if "movement" not in (*self.sweep.method, self.search.method):
-            return self
-        if self.finetune.schedule != "cubic":
-            raise ValueError(
-                "method movement learns masks while it trains, and lets weights come back; schedule "
-                f"{self.finetune.schedule} holds masks that are chosen before: set finetune.schedule to cubic"
-            )
-        floor = self.prune.movement.floor
-        if wrong := [s for s in self.sweep.sparsity if s > 1 - floor]:
-            raise ValueError(f"prune.movement.floor keeps {floor:g} of each matrix, sweep.sparsity has {wrong[0]}")
-        return self
-
-    @model_validator(mode="after")
-    def _structure_trains_anew(self) -> Params:
-        if "structured" not in (*self.sweep.method, self.search.method):
-            return self
-        if self.finetune.rewind == "weights":
-            raise ValueError("method structured trains a smaller model each round: set finetune.rewind to none")
-        structured = self.prune.structured
-        wrong = [s for s in self.sweep.sparsity if 0 < s <= structured.zeros]
-        if structured.budget == "parameters" and wrong:
-            raise ValueError(f"prune.structured.zeros leave nothing to remove at sweep.sparsity {wrong[0]}: lower them")
-        return self
-
-    @model_validator(mode="after")
-    def _latency_is_of_these_threads(self) -> Params:
-        table, threads = self.prune.structured.latency, self.runtime.threads
-        if self.prune.structured.budget == "latency" and table and table.threads != threads:
-            raise ValueError(
-                f"prune.structured.latency was measured with {table.threads} threads, runtime.threads is {threads}: "
-                "run `python -m stages.latency`"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _levels_fit_the_pattern(self) -> Params:
-        if self.prune.group:
-            kept, group = self.prune.group
-            share = 1 - kept / group
-            # With matrices left out the sparsity over all is lower than the pattern's.
-            least = 0 if self.prune.layers else share
-            zeros = self.prune.structured.zeros
-            if zeros and "structured" in self.sweep.method and not least - 1e-9 <= zeros <= share + 1e-9:
-                raise ValueError(f"prune.pattern {kept}:{group} is sparsity {share:g}, structured.zeros is {zeros:g}")
-            held = set(self.sweep.method) != {"structured"}  # whose own sparsity has no pattern
-            if held and (wrong := [s for s in self.sweep.sparsity if not least - 1e-9 <= s <= share + 1e-9]):
-                raise ValueError(f"prune.pattern {kept}:{group} is sparsity {share:g}, sweep.sparsity has {wrong[0]}")
+    def _sections_agree(self) -> Params:
+        for rule in RULES:
+            rule(self)
         return self
 
 
@@ -358,6 +309,19 @@ def switched_off(variable: str) -> bool:
 def checkpoint_every() -> int:
     """`train.checkpoint_every`, which is of every stage that trains, and decides no result of any."""
     return load("train").train.checkpoint_every
+
+
+def check_level(method: str, sparsity: float, path: Path | str = PARAMS_FILE) -> None:
+    """Check that the other params allow a level, whether it is one of the sweep or not.
+
+    Raises:
+        UserError: they do not, or there is no such method.
+    """
+    check_method(method)
+    values = read_yaml(path)
+    validate(values, origin=str(path))
+    alone = values["sweep"] | {"method": [method], "sparsity": [sparsity]}
+    validate(values | {"sweep": alone}, origin=f"{path}, were {method}-{sparsity:g} in the sweep")
 
 
 def check_method(name: str) -> None:

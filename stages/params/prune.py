@@ -269,6 +269,11 @@ class Prune(Section):
                 f"method dsnot swaps single weights, prune.pattern {self.pattern} prunes blocks: "
                 "choose another method, or unstructured or N:M"
             )
+        if "movement" in methods and self.movement.variant == "soft" and self.allocation == "owl":
+            raise ValueError(
+                "method movement, variant soft, ranks across layers, allocation owl divides the sparsity between them: "
+                "set movement.variant to hard, or allocation to uniform"
+            )
         alone = [name for name in sorted(methods) if isinstance(getattr(self, name), Layerwise)]
         if self.units and alone:
             raise ValueError(

@@ -131,7 +131,7 @@ def outlier_shares(
         ratios: share of outliers of each matrix (of its block).
         sizes: weights of each matrix.
         sparsity: of all together.
-        spread: lambda, the farthest a sparsity may be from the mean.
+        spread: lambda, half of how far the highest and the lowest sparsity are apart.
     """
     low, high = min(ratios.values()), max(ratios.values())
     scaled = {name: (ratio - low) / (high - low) * 2 * spread if high > low else 0.0 for name, ratio in ratios.items()}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from stages.bitmasks import Masks
+from stages.errors import UserError
 from stages.models.anatomy import Matrix
 from stages.params import Prune
 from stages.pruning import budget, patterns, units
@@ -49,16 +51,23 @@ def choose(
     pattern, matrices = patterns.parse(rules.pattern), context.matrices
     sizes, gone = _sizes(matrices, pattern), _gone(matrices, pattern, held)
     planned = _planned(matrices, pattern, sizes, sparsity, rules, gone, progress)
+    floor = getattr(context.settings, "floor", 0.0)
+    _check_floor(floor, sizes, planned.fixed, planned.rest)
+
+    def units_of(scores: Mapping[str, Tensor]) -> Scores:
+        return Scores(scores, lambda name: _floored(_units(scores[name], matrices[name], pattern, held), floor, name))
+
     scope = getattr(context.settings, "scope", rules.scope)
     if criterion.importance and scope == "global":
-        return _across(criterion.importance(context), matrices, pattern, planned, held)
+        return _across(units_of(criterion.importance(context)), matrices, pattern, planned)
 
     counts = planned.fixed | _spread(context, planned, sizes, rules, gone)
     _check(pattern, matrices, {name: counts[name] / max(sizes[name], 1) for name in sizes})
     if criterion.layerwise:
         return prune_in_order(context, criterion.layerwise, counts, pattern, held)
     assert criterion.importance is not None
-    return _each(criterion.importance(context), matrices, pattern, counts, held, rows=scope == "row")
+    _check_floor(floor, sizes, counts, 0)
+    return _each(units_of(criterion.importance(context)), matrices, pattern, counts, rows=scope == "row")
 
 
 def check(model: nn.Module, matrices: Mapping[str, Matrix], sparsity: float, rules: Prune) -> None:
@@ -99,18 +108,17 @@ def _each(
     matrices: Mapping[str, Matrix],
     pattern: Pattern,
     counts: Mapping[str, int],
-    held: Masks | None,
     *,
     rows: bool,
 ) -> Masks:
-    """A threshold for each matrix, or for each row of it."""
+    """A threshold for each matrix, or for each row of it; scores are of units."""
     masks = Masks()
     for name, matrix in matrices.items():
         if not counts[name]:
             masks.put(name, keep_whole(matrix.weight))
             continue
         # Not named, so that the scores of one matrix are gone before those of the next are computed.
-        kept = keep_lowest_out(_units(scores[name], matrix, pattern, held), counts[name], rows=rows, name=name)
+        kept = keep_lowest_out(scores[name], counts[name], rows=rows, name=name)
         masks.put(name, _expanded(kept, matrix, pattern))
     return masks
 
@@ -120,16 +128,11 @@ def _across(
     matrices: Mapping[str, Matrix],
     pattern: Pattern,
     planned: budget.Budget,
-    held: Masks | None,
 ) -> Masks:
-    """One threshold over all matrices without a sparsity of their own."""
-
-    def scored(name: str) -> Tensor:
-        return _units(scores[name], matrices[name], pattern, held)
-
+    """One threshold over all matrices without a sparsity of their own; scores are of units."""
     candidates = sum(pattern.candidates(matrices[name].weight.numel() // pattern.size) for name in planned.others)
     everything = planned.rest == candidates  # no threshold then: each matrix loses all that it can
-    cut = None if everything else lowest(Scores(dict.fromkeys(planned.others), scored), planned.rest)
+    cut = None if everything else lowest(Scores(dict.fromkeys(planned.others), scores.__getitem__), planned.rest)
     masks, met = Masks(), 0
     for name, matrix in matrices.items():
         if planned.fixed.get(name) == 0:
@@ -137,9 +140,9 @@ def _across(
             continue
         if cut is None or name in planned.fixed:
             most = pattern.candidates(matrix.weight.numel() // pattern.size)
-            kept = keep_lowest_out(scored(name), planned.fixed.get(name, most), rows=False, name=name)
+            kept = keep_lowest_out(scores[name], planned.fixed.get(name, most), rows=False, name=name)
         else:
-            kept, met = cut.kept(scored(name), met)
+            kept, met = cut.kept(scores[name], met)
         masks.put(name, _expanded(kept, matrix, pattern))
     return masks
 
@@ -179,6 +182,32 @@ def _units(scores: Tensor, matrix: Matrix, pattern: Pattern, held: Masks | None)
     if held is not None:
         scores = scores.masked_fill(~matrix.oriented(held[matrix.name]).to(scores.device), -math.inf)
     return pattern.scores(scores).contiguous()
+
+
+def _floored(scores: Tensor, floor: float, name: str) -> Tensor:
+    """Scores of a matrix's units, the highest there is for the share of them that is always kept."""
+    if not floor:
+        return scores
+    others = scores.numel() - math.ceil(floor * scores.numel())
+    kept = keep_lowest_out(scores, others, rows=False, name=name)
+    # Not infinite: that is for weights which an N:M pattern keeps.
+    return scores.masked_fill(kept & scores.isfinite(), torch.finfo(scores.dtype).max)
+
+
+def _check_floor(floor: float, sizes: Mapping[str, int], counts: Mapping[str, int], rest: int) -> None:
+    """Check that a criterion's floor leaves each matrix what it is to lose, and the others together theirs."""
+    if not floor:
+        return
+    # One more may go of each where counts are rounded up.
+    most = {name: size - math.ceil(floor * size) + 1 for name, size in sizes.items()}
+    wrong = [f"{name} is to lose {count} of {sizes[name]}" for name, count in counts.items() if count > most[name]]
+    others = [name for name in sizes if name not in counts]
+    if rest > sum(most[name] for name in others):
+        wrong.append(f"those without a share in prune.layers are to lose {rest} of {sum(sizes[n] for n in others)}")
+    if wrong:
+        raise UserError(
+            f"the method's floor keeps {floor:g} of each matrix, but {wrong[0]}: lower it, or choose other prune.layers"
+        )
 
 
 def _expanded(units: Tensor, matrix: Matrix, pattern: Pattern) -> Tensor:

@@ -40,7 +40,8 @@ def mean_over_batches(
     """
 
     def scores(batch: Batch, weights: Sequence[nn.Parameter]) -> Iterator[Tensor]:
-        gradients = torch.autograd.grad(loss(context.model, batch), weights)
+        # Zero where a batch does not reach a weight, as with experts that none of its tokens is sent to.
+        gradients = torch.autograd.grad(loss(context.model, batch), weights, allow_unused=True, materialize_grads=True)
         return (score(weight.detach(), gradient) for weight, gradient in zip(weights, gradients, strict=True))
 
     return _mean(context, scores)

@@ -111,7 +111,7 @@ def prune_folder(source: Path, target: Path, sparsity: float, rules: Prune) -> O
     shards = Shards(source)
     matrices = anatomy.describe(model).matrices
     _check(shards, matrices)
-    scores = Scores(matrices, lambda name: shards[name].abs())
+    scores = Scores(matrices, lambda name: shards[name].float().abs())  # fp32, as a model in memory has them
     context = Context(model, matrices, list, 0, None)
     masks = engine.choose(context, Criterion(lambda _: scores), sparsity, rules)
     repeated = copies(model)

@@ -8,6 +8,7 @@ checkpoint keeps its shapes, which a config describes; an export leaves the unit
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,13 +38,16 @@ class _Group:
     places: Mapping[str, tuple[int, Dimension]]
     """The dimension of a matrix that they lie along, by its name."""
     protected: bool
+    stay: int
+    """How many units are always kept."""
 
 
 def choose(context: Context, criterion: Criterion, sparsity: float, rules: Prune, held: Masks | None = None) -> Masks:
     """Masks that prune round(sparsity * n) of the n eligible weights, to the nearest whole unit.
 
     A unit's score is the mean of its weights' scores. With scope `global` the lowest of all go; with scope `layer` each
-    attention and each feed-forward network loses the same share of its own. The last unit of none goes.
+    attention and each feed-forward network loses the same share of its own. The last unit of none goes, nor the
+    highest of a criterion with a floor.
 
     Args:
         context: the model and what to look at.
@@ -56,7 +60,7 @@ def choose(context: Context, criterion: Criterion, sparsity: float, rules: Prune
         UserError: a score is NaN, the model's family is not known, or there are not so many units.
     """
     structure = describe(context.model)
-    groups = _groups(context.matrices, structure, rules)
+    groups = _groups(context.matrices, structure, rules, getattr(context.settings, "floor", 0.0))
     target = _target(groups, sparsity)
     assert criterion.importance is not None
     scores = _means(criterion.importance(context), groups, structure, held)
@@ -79,7 +83,9 @@ def check(model: torch.nn.Module, matrices: Mapping[str, Matrix], sparsity: floa
     _target(_groups(matrices, describe(model), rules), sparsity)
 
 
-def _groups(matrices: Mapping[str, Matrix], structure: Structure, rules: Prune) -> dict[str, _Group]:
+def _groups(
+    matrices: Mapping[str, Matrix], structure: Structure, rules: Prune, floor: float = 0.0
+) -> dict[str, _Group]:
     """By name of the axis, in model order."""
     check_patterns(matrices, rules.layers)
     places: dict[str, dict[str, tuple[int, Dimension]]] = {}
@@ -92,7 +98,7 @@ def _groups(matrices: Mapping[str, Matrix], structure: Structure, rules: Prune) 
         units = structure.axes[axis].units
         size = sum(matrices[name].weight.numel() for name in found) // units
         protected = any(fnmatch.fnmatchcase(name, pattern) for name in found for pattern in rules.layers)
-        groups[axis] = _Group(units, size, found, protected)
+        groups[axis] = _Group(units, size, found, protected, max(math.ceil(floor * units), 1))
     return groups
 
 
@@ -103,11 +109,12 @@ def _target(groups: Mapping[str, _Group], sparsity: float) -> int:
         UserError: they are more than may go.
     """
     target = round(sparsity * sum(group.units * group.size for group in groups.values()))
-    most = sum((group.units - 1) * group.size for group in groups.values() if not group.protected)
+    most = sum((group.units - group.stay) * group.size for group in groups.values() if not group.protected)
     if target > most:
         raise UserError(
             f"prune.pattern {PATTERN}: a sparsity of {sparsity:g} is {target} weights, and {most} may go, since one "
-            "head or neuron of each layer stays, and all that prune.layers protects: choose another sparsity"
+            "head or neuron of each layer stays, a method's floor of them, and all that prune.layers protects: choose "
+            "another sparsity"
         )
     return target
 
@@ -133,19 +140,26 @@ def _means(
 def _lowest(
     groups: Mapping[str, _Group], scores: Mapping[str, Tensor], target: int, *, alike: bool
 ) -> dict[str, Sequence[int]]:
-    """Units that go, by axis: the lowest, of equal ones the first, while the count comes nearer to the target."""
+    """Units that go, by axis: the lowest, of equal ones the first, while the count comes nearer to the target.
+
+    Those that score -inf are gone already, and first.
+    """
     ranked: list[tuple[float, int, str, int]] = []
+    gone: dict[str, list[int]] = {}
+    left = target
     for number, (axis, group) in enumerate(groups.items()):
         if group.protected:
             continue
         order, values = scores[axis].argsort(stable=True).tolist(), scores[axis].tolist()
-        for place, unit in enumerate(order[:-1]):
+        for place, unit in enumerate(order[: group.units - group.stay]):
+            if values[unit] == -math.inf:
+                gone.setdefault(axis, []).append(unit)
+                left -= group.size
+                continue
             # By shares of its own each layer loses as many as the others do.
             rank = (place + 0.5) / group.units if alike else values[unit]
             ranked.append((rank, number, axis, unit))
     ranked.sort()
-    gone: dict[str, list[int]] = {}
-    left = target
     for _, _, axis, unit in ranked:
         size = groups[axis].size
         if abs(left - size) >= abs(left):

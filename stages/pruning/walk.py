@@ -38,12 +38,12 @@ def walk(context: Context, statistic: Callable[[int, torch.device], Statistic], 
         UserError: there are no calibration texts, or none reaches a matrix.
     """
     model: Any = context.model
-    blocks = _blocks(context)
+    blocks, device = _blocks(context), next(model.parameters()).device.type
     batches = list(context.batches())
     if not batches:
         raise UserError(NO_CALIBRATION)
     gathering = _Gathering(context.matrices, model, statistic)
-    with context.evaluating(), ExitStack() as stack:
+    with context.evaluating(), torch.autocast(device, enabled=False), ExitStack() as stack:
         for name, matrices in blocks.items():
             stack.enter_context(_stopping_after(model.get_submodule(name), name, matrices, gathering))
         passes = [greenlet(_pass(model, batch, gathering)) for batch in batches]
@@ -60,8 +60,10 @@ def _blocks(context: Context) -> dict[str, list[Matrix]]:
 def _pass(model: Any, batch: Mapping[str, Tensor], gathering: _Gathering) -> Callable[[], None]:
     def run() -> None:
         gathering.batches[getcurrent()] = batch
+        # The class's own forward: around the model's, while it is trained in bf16, is an autocast, which a pass that
+        # stops would leave on, and which would go on with the casts it made of weights that have changed since.
         # Without a cache: every block is computed twice, and would be remembered twice.
-        model(**batch, use_cache=False)
+        type(model).forward(model, **batch, use_cache=False)
 
     return run
 
@@ -84,6 +86,10 @@ def _abreast(passes: Sequence[greenlet], at_block: Callable[[str], None], count:
 
 
 DIFFERENT = "calibration batches took different ways through the model: {}"
+NO_TOKENS = (
+    "{} is given {} vectors for {} tokens, so that padding cannot be told apart: this architecture can be pruned by "
+    "magnitude or gradients only"
+)
 
 
 @dataclass
@@ -174,6 +180,8 @@ class _Gathering:
             seen.alone = seen.alone and seen.statistic is not mine
         self._seen.append(_Seen(inputs, inputs._version, mine, alone))
         flat, real = inputs.detach().flatten(0, -2), self._real(matrix, inputs).flatten()
+        if len(flat) != len(real):
+            raise UserError(NO_TOKENS.format(matrix.name, len(flat), len(real)))
         mine.add((flat if bool(real.all()) else flat[real]).float())
 
     def _sharers(self, statistic: Statistic) -> list[str]:

@@ -11,8 +11,9 @@ Fine-tuning chooses masks by these scores at every step of its ramp.
   where scores are far below one, as they are, it lowers all of them alike.
 - `hard`: the same share of each matrix (top-v).
 
-A share of each matrix, that of its highest scores, is always kept. The scores' learning rate is left out: scores start
-at zero and are in proportion to it, so that it cannot change their order.
+A share of each matrix, that of its highest scores, is always kept (`floor`; of whole units where those are pruned).
+The scores' learning rate is left out: scores start at zero and are in proportion to it, so that it cannot change their
+order.
 
 The prune stage does not train. Its masks are by the scores of a step from the baseline: -w * g, the mean over the
 calibration batches. Fine-tuning begins dense and learns its own.
@@ -20,7 +21,6 @@ calibration batches. Fine-tuning begins dense and learns its own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -28,27 +28,17 @@ from torch import Tensor
 
 from stages.pruning.criterion import Context, Criterion
 from stages.pruning.gradients import mean_over_batches
-from stages.pruning.scores import Scores
-from stages.pruning.selection import keep_lowest_out
 
 
-def importance(context: Context) -> Scores:
-    """The scores learnt so far, or those of the first step; the highest there is for the share that is always kept."""
-    scores: Mapping[str, Tensor] = context.learnt or mean_over_batches(context, lambda weight, g: -weight * g)
-    return Scores(scores, lambda name: _floored(scores[name], context.settings.floor, name))
+def importance(context: Context) -> Mapping[str, Tensor]:
+    """The scores learnt so far, or those of the first step."""
+    return context.learnt or mean_over_batches(context, lambda weight, g: -weight * g)
 
 
 @torch.no_grad()
 def learn(scores: Tensor, weight: Tensor, gradient: Tensor) -> None:
     """S <- S - w * dL/dw', in place."""
     scores.addcmul_(weight, gradient, value=-1)
-
-
-def _floored(scores: Tensor, floor: float, name: str) -> Tensor:
-    others = scores.numel() - math.ceil(floor * scores.numel())
-    # Not infinite: that is for weights which an N:M pattern keeps, before which the floor has to give way.
-    highest = torch.finfo(scores.dtype).max
-    return scores.masked_fill(keep_lowest_out(scores, others, rows=False, name=name), highest)
 
 
 CRITERION = Criterion(importance, learn=learn)
