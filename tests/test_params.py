@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 from shared import ROOT
 
 from stages import params
@@ -99,6 +100,48 @@ def test_structure_that_makes_no_sense(prune, sparsity, message, settings):
         settings(prune=prune, sweep={"method": ["structured"], "sparsity": sparsity})
     fine = {"structured": {"zeros": 0.5, "score": "group_lasso", "heads": 0}, "pattern": "2:4"}
     settings(prune=fine, sweep={"method": ["structured"], "sparsity": [0, 0.7]})
+
+
+SHARED = {"model": {"share_weights": True}}
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"sweep": {"method": ["movement"]}, "prune": {"scope": "layer", "allocation": "owl"}}, "variant soft"),
+        (SHARED | {"sweep": {"method": ["wanda"]}}, "method wanda"),
+        (SHARED | {"prune": {"scope": "layer", "allocation": "owl"}}, "prune.allocation owl"),
+        (SHARED | {"sweep": {"method": ["structured"]}}, "method structured"),
+        (SHARED | {"prune": {"pattern": "units"}}, "prune.pattern units"),
+        (SHARED | {"finetune": {"schedule": "one_shot", "lora": {"rank": 4}}}, "finetune.lora.rank"),
+        ({"prune": {"pattern": "1:3"}, "sweep": {"sparsity": [0.666667]}}, "sparsity 0.6666666667, "),
+    ],
+)
+def test_what_no_stage_can_do_is_refused_beforehand(changes, said, settings):
+    settings(**SHARED)
+    with pytest.raises(UserError, match=re.escape(said)):
+        settings(**changes)
+
+
+def test_a_level_outside_the_sweep_has_the_same_rules(default_values, tmp_path):
+    path = tmp_path / "params.yaml"
+
+    def check(method: str, sparsity: float, **sections: object) -> None:
+        values = default_values | {name: default_values[name] | changes for name, changes in sections.items()}
+        with path.open("w") as file:
+            YAML(typ="safe").dump(values, file)
+        params.check_level(method, sparsity, path)
+
+    check("wanda", 0.5)
+    check("movement", 0.5)
+    with pytest.raises(UserError, match=r"were wanda-0.5 in the sweep: .*pattern units"):
+        check("wanda", 0.5, prune={"pattern": "units"})
+    with pytest.raises(UserError, match=r"finetune\.schedule to cubic"):
+        check("movement", 0.5, finetune={"schedule": "one_shot"})
+    with pytest.raises(UserError, match=r"prune.movement.floor keeps 0.3 .*0\.9"):
+        check("movement", 0.9, prune={"movement": {"variant": "soft", "floor": 0.3}})
+    with pytest.raises(UserError, match="no pruning method"):
+        check("wandah", 0.5)
 
 
 def test_a_missing_key_is_named(default_values):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -49,6 +50,41 @@ def select(settings):
         return engine.choose(context, by_scores, sparsity, settings(prune={"scope": scope, **rules}).prune)
 
     return run
+
+
+def floored(scores: dict[str, torch.Tensor], floor: float, sparsity: float, rules: params.Prune) -> Masks:
+    """Masks by given scores of a criterion that always keeps a share of each matrix."""
+    context = criterion.Context(nn.Module(), matrices_of(scores), list, 0, SimpleNamespace(floor=floor))
+    return engine.choose(context, criterion.Criterion(lambda _: scores), sparsity, rules)
+
+
+def test_a_floor_keeps_the_highest_of_each_matrix(settings):
+    """Of four weights, 0.3 are two: those of the second matrix stay, though all of the first are higher."""
+    scores = {"a": torch.tensor([[5.0, 6.0, 7.0, 8.0]]), "b": torch.tensor([[-2.0, 2.0, 2.0, 0.0]])}
+    chosen = floored(scores, 0.3, 0.5, settings().prune)
+    assert chosen["a"].tolist() == [[False, False, True, True]]
+    assert chosen["b"].tolist() == [[False, True, True, False]]
+
+
+def test_a_floor_of_blocks_is_of_whole_blocks_and_these_are_ranked_by_score(settings):
+    """One kept weight does not decide for the block that it is in: the highest mean does."""
+    scores = {"a": torch.tensor([[9.0, -9.0, 1.0, 1.0, 2.0, 2.0, -1.0, -1.0]]), "b": torch.full((1, 8), -3.0)}
+    chosen = floored(scores, 0.25, 0.625, settings(prune={"pattern": "1x2"}).prune)
+    assert chosen["a"].tolist() == [[False, False, True, True, True, True, False, False]]
+    assert chosen["b"].tolist() == [[False] * 6 + [True] * 2]
+
+
+@pytest.mark.parametrize(
+    "scope, layers, said",
+    [
+        ("layer", {"a": 0.9}, "floor keeps 0.2 of each matrix, but a is to lose 18 of 20"),
+        ("global", {"a": 0.0}, "those without a share in prune.layers are to lose 36 of 40"),
+    ],
+)
+def test_what_a_floor_does_not_leave_is_refused(scope, layers, said, settings):
+    scores = {name: torch.rand(1, 20) for name in "abc"}
+    with pytest.raises(UserError, match=said):
+        floored(scores, 0.2, 0.6, settings(prune={"scope": scope, "layers": layers}).prune)
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.1, 0.5, 0.77, 0.99])

@@ -46,6 +46,37 @@ def test_same_as_in_memory(family, saved, settings, tmp_path):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in generator.model.state_dict().items())
 
 
+BF16, F16, F64 = torch.bfloat16, torch.float16, torch.float64
+
+
+@pytest.mark.parametrize("kinds", [(BF16, None), (BF16, F16), (F64, F64), (BF16, BF16)])
+@pytest.mark.parametrize("pattern, scope", [("unstructured", "global"), ("4x4", "layer")])
+def test_every_type_of_weights_is_counted_as_in_memory(kinds, pattern, scope, saved, settings, tmp_path):
+    """Feed-forward weights of one type, attention of another: a threshold of one is not rounded to the other."""
+    _, folder = saved("llama")
+    for shard in folder.glob("*.safetensors"):
+        tensors = load_file(shard)
+        for name, tensor in tensors.items():
+            kind = kinds["mlp" not in name] or tensor.dtype
+            if pattern == "unstructured":  # the first is the second in bf16
+                tensor = torch.full_like(tensor, 0.12353515625 if "mlp" in name else 0.1234567)
+            tensors[name] = (tensor + 1e-9 * (kind == F64)).to(kind)
+        save_file(tensors, shard, metadata={"format": "pt"})
+    generator = checkpoint.load(folder)
+    matrices = anatomy.describe(generator.model).matrices
+    for sparsity in (0.3, 0.61, 0.8):
+        rules = settings(prune={"pattern": pattern, "scope": scope}).prune
+        outcome = prune_folder(folder, tmp_path / "pruned", sparsity, rules)
+        context = criterion.Context(generator.model, matrices, list, 0, None)
+        chosen = engine.choose(context, criterion.find("magnitude"), sparsity, rules)
+        assert outcome.pruned == chosen.pruned
+        assert outcome.pruned == pytest.approx(sparsity * outcome.eligible, abs=0.5 if pattern == "unstructured" else 8)
+        written = Shards(tmp_path / "pruned")
+        for name, mask in chosen.items():
+            assert not bool(written[name][~mask].any())
+            assert torch.equal(written[name][mask], Shards(folder)[name][mask])
+
+
 def test_shared_sides_count_once_and_lose_the_same(saved, settings, tmp_path):
     generator, folder = saved("bert", share_weights=True)
     outcome = prune_folder(folder, tmp_path / "pruned", 0.5, settings().prune)

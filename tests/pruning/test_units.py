@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,6 +124,38 @@ def test_what_is_gone_stays_so_as_the_sparsity_rises(built, settings):
         for name, mask in (held or {}).items():
             assert not bool((chosen[name] & ~mask).any())
         held = chosen
+
+
+def test_neurons_that_are_gone_stay_so_after_a_head_that_was_more_than_was_to_go(built, settings):
+    """0.6 of a head was left to prune, and one went; as much again is no reason to take neurons back."""
+    generator = built("bart")
+    context, rules = context_of(generator, settings), settings(prune={"pattern": "units"}).prune
+    neurons = [name for name in context.weights if ".fc" in name]
+    scores = {name: torch.full(w.shape, 1.0 - (name in neurons)) for name, w in context.weights.items()}
+    all_but_one = sum(context.weights[name].numel() for name in neurons) * 31 // 32
+    head = next(w for name, w in context.weights.items() if "self_attn" in name).numel() * 2  # of two, in four matrices
+    eligible = sum(w.numel() for w in context.weights.values())
+    held = engine.choose(context, scored(scores), (all_but_one + 0.6 * head) / eligible, rules)
+    assert held.pruned == all_but_one + head
+    chosen = engine.choose(context, scored(scores), (all_but_one + 0.61 * head) / eligible, rules, held=held)
+    assert all(torch.equal(chosen[name], held[name]) for name in held)
+
+
+@pytest.mark.parametrize("floor, kept", [(0.0, 1), (0.3, 10)])
+def test_a_floor_is_of_whole_units(floor, kept, built, settings):
+    """The lowest units of all are the 32 neurons of one layer, of which the highest stay, and others go for them."""
+    generator = built("bart")
+    context = replace(context_of(generator, settings), settings=SimpleNamespace(floor=floor))
+    up, down = "model.encoder.layers.0.fc1.weight", "model.encoder.layers.0.fc2.weight"
+    scores = {name: torch.full(w.shape, 2.0) for name, w in context.weights.items()}
+    rising = torch.arange(32) / 32
+    scores[up] = rising[:, None].expand(context.weights[up].shape)
+    scores[down] = rising.expand(context.weights[down].shape)
+    neuron = (scores[up].numel() + scores[down].numel()) // 32
+    rules = settings(prune={"pattern": "units"}).prune
+    eligible = sum(w.numel() for w in context.weights.values())
+    chosen = engine.choose(context, scored(scores), 31 * neuron / eligible, rules)
+    assert chosen[up].all(1).tolist() == chosen[down].all(0).tolist() == [False] * (32 - kept) + [True] * kept
 
 
 def test_params_refuse_what_units_cannot_be(settings):

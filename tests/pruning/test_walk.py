@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from layers import context_of, correlated, gathered, layer_of
 from shared import FAMILIES
 from torch import Tensor, nn
 
+from stages.errors import UserError
 from stages.models.anatomy import Matrix
 from stages.pruning import criterion, engine, hessian, patterns
 from stages.pruning.layerwise import Layer, Layerwise, prune_in_order
-from stages.pruning.statistics import Gram
+from stages.pruning.statistics import Gram, Norms
+from stages.pruning.walk import walk
 
 QKV = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
 SAME_INPUTS = {  # of each family's last block; what is not named here is alone
@@ -51,6 +54,44 @@ def test_their_hessian_is_inverted_once(build_family, settings, monkeypatch):
     engine.choose(context, criterion.find("sparsegpt"), 0.5, settings().prune)
     assert len(context.matrices) == 14
     assert len(inverted) == 8  # before attention, its output, before the gate, after it: of two blocks
+
+
+@pytest.mark.parametrize("family", ["bert", "bart", "gpt2"])
+def test_inputs_are_refreshed_where_training_computes_in_bf16(family, build_family, settings):
+    """The model is wrapped as accelerate wraps it; every block is set to zero once it was seen."""
+
+    def norms(*, wrapped: bool) -> dict[str, Tensor]:
+        context = context_of(build_family(family), settings, "wanda", batch=2)
+        if wrapped:
+            Accelerator(mixed_precision="bf16", cpu=True).prepare_model(context.model)
+        found: dict[str, Tensor] = {}
+
+        def visit(block: str, statistics: dict[str, Any]) -> None:
+            assert not torch.is_autocast_enabled("cpu")
+            for name, statistic in statistics.items():
+                found[name] = statistic.norms.clone()
+                with torch.no_grad():
+                    context.matrices[name].weight.zero_()
+
+        walk(context, Norms, visit)
+        assert not torch.is_autocast_enabled("cpu")
+        return found
+
+    plain, wrapped = norms(wrapped=False), norms(wrapped=True)
+    for name in plain:
+        torch.testing.assert_close(wrapped[name], plain[name], msg=name)
+
+
+def test_what_is_given_others_than_tokens_is_refused(build_family, settings):
+    """Such as experts, each of which is given the tokens that are sent to it."""
+    context = context_of(build_family("gpt2"), settings, "wanda", batch=2)
+    first = next(iter(context.matrices.values()))
+    module = context.model.get_submodule(first.name.removesuffix(".weight"))
+    whole = module.forward
+    module.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, 1:],), prepend=True)
+    module.forward = lambda inputs: whole(torch.cat([inputs[:, :1], inputs], dim=1))
+    with pytest.raises(UserError, match="padding cannot be told apart"):
+        gathered(context)
 
 
 def test_nothing_is_kept_of_matrices_that_are_done(build_family, settings):

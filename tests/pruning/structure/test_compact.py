@@ -36,9 +36,10 @@ def test_logits_and_tokens_stay(family, sparse, tmp_path):
     smaller = copy.deepcopy(generator.model)
     zero = sum(int((w == 0).sum()) for w in anatomy.describe(smaller).weights.values())
     assert compact(smaller) >= zero > 0
-    with torch.no_grad():
-        expected = generator.model(**batch).logits
-        torch.testing.assert_close(smaller(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():  # in double precision, in which sums of other lengths differ by less than what is asked
+        expected = copy.deepcopy(generator.model).double()(**batch).logits
+        logits = copy.deepcopy(smaller).double()(**batch).logits
+        torch.testing.assert_close(logits, expected, atol=1e-9, rtol=0)
     assert compact(smaller) == 0
     texts = {"max_new_tokens": 8}
     runtimes.save(generator, tmp_path / "onnx", "onnx", source=family, leave_out=compact)
