@@ -22,6 +22,7 @@ from stages.models import anatomy
 from stages.models.anatomy import Matrix
 from stages.models.checkpoint import auto_class, by, load_config, skeleton
 from stages.models.sharing import copies, share_sides
+from stages.models.sparse import is_sparse
 from stages.params import Prune
 from stages.pruning import engine
 from stages.pruning.criterion import Context, Criterion
@@ -107,6 +108,10 @@ def prune_folder(source: Path, target: Path, sparsity: float, rules: Prune) -> O
     Raises:
         UserError: the checkpoint cannot be read, or the rules cannot be met.
     """
+    if is_sparse(source):
+        raise UserError(
+            f"{source} leaves out its zeros: run `python -m stages.densify {source} --output FOLDER` and prune that"
+        )
     model = _skeleton(source)
     shards = Shards(source)
     matrices = anatomy.describe(model).matrices
