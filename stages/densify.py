@@ -35,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from stages.models import checkpoint, sparse
 
     logging.disable_progress_bar()
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no checkpoint: config.json is missing")
-    if folder.is_dir() and not sparse.is_sparse(folder):
+    if (folder / "config.json").is_file() and not sparse.is_sparse(folder):
         raise UserError(f"{folder} is a plain folder already: copy it")
     checkpoint.save(checkpoint.load(folder), args.output, masks=Masks.load(folder / MASKS_FILE))
     print(f"{args.output}: a plain transformers folder")

@@ -312,14 +312,13 @@ def checkpoint_every() -> int:
 
 
 def check_level(method: str, sparsity: float, path: Path | str = PARAMS_FILE) -> None:
-    """Check that the other params allow a level, whether it is one of the sweep or not.
+    """Check that the other params, which `load` has found right, allow a level, whether it is one of the sweep or not.
 
     Raises:
         UserError: they do not, or there is no such method.
     """
     check_method(method)
     values = read_yaml(path)
-    validate(values, origin=str(path))
     alone = values["sweep"] | {"method": [method], "sparsity": [sparsity]}
     validate(values | {"sweep": alone}, origin=f"{path}, were {method}-{sparsity:g} in the sweep")
 

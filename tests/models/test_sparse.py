@@ -131,6 +131,13 @@ def test_shared_sides_are_kept_once_and_are_shared_again(pruned, tmp_path):
     assert all((tmp_path / "again" / f).read_bytes() == (tmp_path / "plain" / f).read_bytes() for f in files)
 
 
+def test_densify_names_a_folder_without_a_checkpoint(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit):
+        densify([str(tmp_path / "empty"), "--output", str(tmp_path / "out")])
+    assert "empty holds no checkpoint (config.json is missing)" in capsys.readouterr().err
+
+
 def test_can_be_started_from(pruned, settings, tmp_path):
     generator, chosen = pruned("gpt2")
     checkpoint.save(generator, tmp_path / "sparse", masks=chosen, storage="sparse")

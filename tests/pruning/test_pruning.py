@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -54,7 +53,7 @@ def select(settings):
 
 def floored(scores: dict[str, torch.Tensor], floor: float, sparsity: float, rules: params.Prune) -> Masks:
     """Masks by given scores of a criterion that always keeps a share of each matrix."""
-    context = criterion.Context(nn.Module(), matrices_of(scores), list, 0, SimpleNamespace(floor=floor))
+    context = criterion.Context(nn.Module(), matrices_of(scores), list, 0, types.SimpleNamespace(floor=floor))
     return engine.choose(context, criterion.Criterion(lambda _: scores), sparsity, rules)
 
 

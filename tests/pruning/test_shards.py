@@ -167,24 +167,10 @@ def test_strange_folders_are_refused(saved, settings, tmp_path, entry, message):
 
 
 def test_a_folder_without_its_zeros_is_to_be_densified_first(build_family, settings, tmp_path):
-    generator = build_family("bart")
-    weights = anatomy.describe(generator.model).weights
-    some = engine.choose(
-        criterion.Context(generator.model, anatomy.describe(generator.model).matrices, list, 0, None),
-        criterion.find("magnitude"),
-        0.5,
-        settings().prune,
-    )
-    masks.apply(weights, some)
-    checkpoint.save(generator, tmp_path / "sparse", masks=some, storage="sparse")
+    generator, rules = build_family("bart"), settings().prune
+    context = criterion.Context(generator.model, anatomy.describe(generator.model).matrices, list, 0, None)
+    chosen = engine.choose(context, criterion.find("magnitude"), 0.5, rules)
+    masks.apply(context.weights, chosen)
+    checkpoint.save(generator, tmp_path / "sparse", masks=chosen, storage="sparse")
     with pytest.raises(UserError, match=r"python -m stages\.densify .*sparse"):
-        prune_folder(tmp_path / "sparse", tmp_path / "out", 0.7, settings().prune)
-
-
-def test_densify_names_a_folder_without_a_checkpoint(tmp_path, capsys):
-    from stages.densify import main as densify
-
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(SystemExit):
-        densify([str(tmp_path / "empty"), "--output", str(tmp_path / "out")])
-    assert "holds no checkpoint: config.json is missing" in capsys.readouterr().err
+        prune_folder(tmp_path / "sparse", tmp_path / "out", 0.7, rules)
