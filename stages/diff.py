@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import layout
+from stages import fingerprints, layout
 from stages.errors import UserError, command
 from stages.lockfile import refuse_damaged
 from stages.scratch import commit_of
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sections = [
         _data(locks, metrics.get(layout.metrics_file("clean").as_posix(), {})),
         _params(_diff("params", *revisions)),
-        _code(locks),
+        _code([_modules(revision, lock) for revision, lock in zip((args.before, args.now), locks, strict=True)]),
         _levels(locks, metrics, chosen),
     ]
     title = f"From {names[0]} to {names[1]}"
@@ -147,13 +147,19 @@ def _params(changes: Mapping[str, Mapping[str, Change]]) -> Section:
     return Section("Params", "" if rows else "Unchanged.", ("", "before", "now"), rows)
 
 
-def _code(locks: Sequence[Mapping[str, Entry]]) -> Section:
-    """Modules that stages depend on and that are not what they were, by what dvc.lock says of them."""
-    files = [
-        {path: md5 for entry in lock.values() for path, md5 in entry.deps.items() if _is_code(path)} for lock in locks
-    ]
+def _modules(revision: str | None, lock: Mapping[str, Entry]) -> dict[str, str]:
+    """Modules that a revision's stages ran, path → md5: those that dvc.lock and the fingerprints in it name."""
+    deps = {path: md5 for entry in lock.values() for path, md5 in entry.deps.items()}
+    found = {path: md5 for path, md5 in deps.items() if path.endswith(".py")}
+    for path in filter(fingerprints.is_fingerprint, deps):
+        found |= json.loads(_read(revision, Path(path)) or "{}")
+    return found
+
+
+def _code(modules: Sequence[Mapping[str, str]]) -> Section:
+    """Modules that stages ran and that are not what they were."""
     changed = [
-        f"`{path}`" + ("" if all(pair) else " (new)" if pair[1] else " (gone)") for path, pair in _changed(*files)
+        f"`{path}`" + ("" if all(pair) else " (new)" if pair[1] else " (gone)") for path, pair in _changed(*modules)
     ]
     return Section("Code that stages ran", f"{', '.join(changed)}." if changed else "Unchanged.")
 
@@ -217,7 +223,7 @@ def _place(key: str) -> tuple[int, str, float]:
 
 
 def _is_code(path: str) -> bool:
-    return path.startswith("stages/")
+    return path.startswith("stages/") or fingerprints.is_fingerprint(path)
 
 
 def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, str]]]:

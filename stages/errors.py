@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from stages.restore import outputs_kept
 
@@ -43,9 +44,10 @@ class UserError(Exception):
 def command(main: Callable[..., None], *, interrupted: str = GO_ON) -> Callable[..., None]:
     """Run `main` as a command: a `UserError`, a full disk or Ctrl-C ends in one line on stderr.
 
-    A stage that fails leaves the outputs it had before. Exit status is 1 for an error, 130 for Ctrl-C, which
-    `interrupted` is said of, and 141 if nobody reads any more what is printed. Never 0: DVC would record a stage's
-    outputs of before as those of this run. Any other exception is a bug of ours and keeps its traceback.
+    A stage that fails leaves the outputs it had before, and one whose code is not what DVC takes it for does not
+    begin. Exit status is 1 for an error, 130 for Ctrl-C, which `interrupted` is said of, and 141 if nobody reads any
+    more what is printed. Never 0: DVC would record a stage's outputs of before as those of this run. Any other
+    exception is a bug of ours and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -55,6 +57,10 @@ def command(main: Callable[..., None], *, interrupted: str = GO_ON) -> Callable[
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.default_int_handler)
         try:
+            if "DVC_STAGE" in os.environ:
+                from stages.fingerprints import refuse_edited
+
+                refuse_edited(Path(main.__code__.co_filename).stem)
             with outputs_kept():
                 main(*args, **kwargs)
         except UserError as error:

@@ -72,7 +72,12 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as JSON, the same bytes for the same value (key order as given)."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(as_json(value), encoding="utf-8")
+
+
+def as_json(value: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path | str) -> Any:

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stage for one level."""
-    parser = argparse.ArgumentParser(description="Fine-tune a level with its sparsity held.")
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.finetune", description="Fine-tune a level with its sparsity held."
+    )
     parser.add_argument("level", help="method and sparsity, as in magnitude-0.5; or dense, the control")
     key = parser.parse_args(arguments).level
     level = layout.Level("magnitude", 0) if key == layout.DENSE else layout.Level.parse(key)

@@ -12,6 +12,7 @@ from stages.files import read_json
 CHECKPOINTS = Path("data/checkpoints")
 """Local checkpoints to start from; a dep of `train`."""
 OUTPUTS = Path("outputs")
+CODE = OUTPUTS / "code"
 DATA = OUTPUTS / "data"
 MODELS = OUTPUTS / "models"
 METRICS = OUTPUTS / "metrics"

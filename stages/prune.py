@@ -36,7 +36,9 @@ PENALTY_KNOBS = {*Penalty.model_fields, "group_lasso", "heads", "neurons", "widt
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stage for one level."""
-    parser = argparse.ArgumentParser(description="Choose which weights of the baseline a level sets to zero.")
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.prune", description="Choose which weights of the baseline a level sets to zero."
+    )
     parser.add_argument("level", help="method and sparsity, as in magnitude-0.5")
     level = layout.Level.parse(parser.parse_args(arguments).level)
     settings = params.load("prune", "train", "runtime")

@@ -30,6 +30,8 @@ from stages.pool import Place, Pool, Task, ordered
 from stages.processes import Processes
 from stages.shell import dvc
 
+CODE = "code"
+"""The stage that writes down which code the others run."""
 LOGS = layout.SCRATCH / "sweep"
 BASE_BYTES = 2**30
 """Of a stage's process besides the model: libraries, data, activations of a small batch."""
@@ -109,11 +111,19 @@ def _tasks(needs: Mapping[str, frozenset[str]], targets: Sequence[str]) -> list[
         if target not in needs:
             raise UserError(f"{target} is no stage: `dvc stage list` names them")
     wanted = closure(targets, needs) if targets else set(needs)
-    stale = set(json.loads(dvc("status", "--json", *targets, *(["--with-deps"] if targets else []))))
+    stale = _stale(targets)
+    if CODE in stale & wanted:
+        dvc("repro", "--single-item", CODE)  # in no time; only then can be told which stages an edit concerns
+        stale = _stale(targets)
     for name in ordered(needs):
         if needs[name] & stale:
             stale.add(name)
     return tasks_for(needs, stale & wanted)
+
+
+def _stale(targets: Sequence[str]) -> set[str]:
+    """Stages that are out of date in themselves, among the targets and what they need; of all if there are none."""
+    return set(json.loads(dvc("status", "--json", *targets, *(["--with-deps"] if targets else []))))
 
 
 def tasks_for(needs: Mapping[str, frozenset[str]], stages: Set[str]) -> list[Task]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from stages import layout, params
+from stages import fingerprints, layout, params
 from stages.differences import first_difference
 from stages.errors import UserError, command
 from stages.files import read_json
@@ -156,6 +156,9 @@ def _check_current(stages: set[str], entries: Sequence[Entry], commit: str) -> N
     made = {path for entry in entries if entry.name in stages for path in entry.outs}
     if unmade := sorted(stages - recorded):
         raise UserError(f"dvc.lock of {commit[:7]} has no {unmade[0]}: run `dvc repro`, and commit what it leaves")
+    code = sorted(path for entry in entries if entry.name in stages for path in entry.deps)
+    if edited := next((module for path in code for module in fingerprints.edited(Path(), path)), None):
+        raise UserError(f"{edited} is not as {commit[:7]} has it in {layout.CODE}: run `dvc repro`, and commit it")
     for stage, changes in json.loads(dvc("status", "--json", *sorted(stages))).items():
         deps = {
             path: how

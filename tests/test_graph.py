@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from functools import cache
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any
 
 import grimp
 import pytest
 from ruamel.yaml import YAML
 from shared import ROOT
 
-from stages import params
+from stages import code, params
 
-# These cannot change a bit of any output: they refuse, report, show progress or describe.
-WITHOUT_EFFECT = re.compile(
-    r"stages(\.(params(\..*)?|errors|restore|tracking(\..*)?|training\.progress|text\.progress))?$"
-)
 STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
@@ -30,38 +29,44 @@ def script(stage: dict[str, Any]) -> str:
     return re.match(r"python -m (\S+)", stage["cmd"]).group(1)
 
 
-def modules_of(name: str) -> set[str]:
-    """Files of all modules a script runs, directly or not, packages' __init__ included."""
-    closure = {name, *graph(only_at_run_time=True).find_upstream_modules(name)}
-    closure = {module for module in closure if not WITHOUT_EFFECT.match(module)}
-    files = set()
-    for module in closure:
-        path = module.replace(".", "/")
-        files.add(f"{path}/__init__.py" if (ROOT / path).is_dir() else f"{path}.py")
-        parent = module.rpartition(".")[0]
-        if parent and not WITHOUT_EFFECT.match(parent):
-            files.add(f"{parent.replace('.', '/')}/__init__.py")
-    return files
+def test_every_stage_depends_on_the_code_of_its_script():
+    assert {script(stage).removeprefix("stages.") for stage in STAGES.values()} == {*code.SCRIPTS, "code"}
+    for name, stage in STAGES.items():
+        declared = {dep for dep in stage["deps"] if dep.startswith(("stages/", "outputs/code/"))}
+        wanted = {f"outputs/code/{script(stage).removeprefix('stages.')}.json"}
+        if script(stage) in ("stages.prune", "stages.finetune"):
+            method = "${item.method}" if "matrix" in stage else "magnitude"
+            wanted |= {f"stages/pruning/criteria/{method}.py"}
+        assert name == "code" or declared == wanted
 
 
-def wanted_modules(stage: dict[str, Any]) -> set[str]:
-    """Module deps of a stage: its imports, and the criterion it finds by name with what all criteria import."""
-    wanted = modules_of(script(stage))
-    if "stages/pruning/criterion.py" not in wanted:
-        return wanted
-    for method in get_args(params.Method):
-        wanted |= {file for file in modules_of(f"stages.pruning.criteria.{method}") if "/criteria/" not in file}
-    method = "${item.method}" if "matrix" in stage else "magnitude"
-    return wanted | {f"stages/pruning/criteria/{method}.py", "stages/pruning/criteria/__init__.py"}
+def test_code_is_looked_at_wherever_it_may_change():
+    """Of a package that a stage imports the stage `code` has all, so that a new module of it is seen as well."""
+    deps = {Path(dep) for dep in STAGES["code"]["deps"]}
+    found = {Path(path) for name in code.SCRIPTS for path in code.modules_of(name, graph(only_at_run_time=True))}
+    assert not [path for path in found if deps.isdisjoint((path, *path.parents))]
+    assert Path("stages/code.py") in deps
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_deps_are_the_modules_imported(name):
-    declared = {dep for dep in STAGES[name]["deps"] if dep.startswith("stages/")}
-    wanted = wanted_modules(STAGES[name])
-    assert declared == wanted, (
-        f"{name}: add {sorted(wanted - declared)}, remove {sorted(declared - wanted)}; tests/write_deps.py does it"
-    )
+@pytest.mark.parametrize("name", ["clean", "prune", "evaluate"])
+def test_code_is_what_is_imported(name):
+    """By Python itself, which has no graph; modules that are imported in functions come in addition."""
+    found = code.modules_of(name, graph(only_at_run_time=True))
+    program = f"import sys, stages.{name}; print(*(m.__file__ for m in sys.modules.values() if 'stages' in m.__name__))"
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    paths = [Path(path) for path in said.split()]
+    imported = {path.relative_to(ROOT).with_suffix("") for path in paths if path.is_relative_to(ROOT / "stages")}
+    modules = {".".join(path.parts).removesuffix(".__init__"): path for path in imported}
+    wanted = {f"{path}.py" for module, path in modules.items() if not code.WITHOUT_EFFECT.match(module)}
+    assert len(wanted) > 5
+    assert wanted <= found
+
+
+def test_code_has_criteria_that_are_found_by_name():
+    """All that any of them imports, but not themselves: a level depends on its own alone."""
+    found = code.modules_of("prune", graph(only_at_run_time=True))
+    assert {"stages/pruning/hessian.py", "stages/pruning/criteria/__init__.py"} <= found
+    assert not [path for path in found if "/criteria/" in path and "__init__" not in path]
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -75,7 +80,7 @@ def test_params_are_the_sections_loaded(name):
         for argument in call.args
         if isinstance(argument, ast.Constant)
     } - {"tracking"}
-    declared = {str(entry).split(".")[0] for entry in stage["params"]}
+    declared = {str(entry).split(".")[0] for entry in stage.get("params", ())}
     assert declared == loaded
 
 
@@ -111,6 +116,7 @@ def test_arrows_point_one_way():
             "params",
             "layout",
             "files",
+            "fingerprints",
             "errors",
             "bitmasks",
             "runtime",

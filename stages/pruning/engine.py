@@ -52,13 +52,13 @@ def choose(
     sizes, gone = _sizes(matrices, pattern), _gone(matrices, pattern, held)
     planned = _planned(matrices, pattern, sizes, sparsity, rules, gone, progress)
     floor = getattr(context.settings, "floor", 0.0)
-    _check_floor(floor, sizes, planned.fixed, planned.rest)
 
     def units_of(scores: Mapping[str, Tensor]) -> Scores:
         return Scores(scores, lambda name: _floored(_units(scores[name], matrices[name], pattern, held), floor, name))
 
     scope = getattr(context.settings, "scope", rules.scope)
     if criterion.importance and scope == "global":
+        _check_floor(floor, sizes, planned.fixed, planned.rest)
         return _across(units_of(criterion.importance(context)), matrices, pattern, planned)
 
     counts = planned.fixed | _spread(context, planned, sizes, rules, gone)

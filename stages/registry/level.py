@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stages import layout, params
+from stages import fingerprints, layout, params
 from stages.errors import UserError
 from stages.files import read_json
 from stages.params import Evaluate
@@ -202,6 +202,8 @@ class Finished:
         """What it is made by that is not as HEAD has it: code, params, data that git keeps, dvc.lock, versions."""
         paths = {path for entry in self.entries.values() for path in entry.deps}
         sources = [path for path in paths if not Path(path).is_relative_to(layout.OUTPUTS)]
+        code = [path for path in paths if fingerprints.is_fingerprint(path)]
+        sources += [*code, *(module for path in code for module in fingerprints.modules(self.pipeline.root, path))]
         sources += [f"{path}.dvc" for path in sources]
         lines = git("status", "--porcelain", "-uall", "--", *FILES, *sources, folder=self.pipeline.root).splitlines()
         return sorted(line.split(maxsplit=1)[1] for line in lines)
@@ -212,7 +214,8 @@ class Finished:
         for entry in self.entries.values():
             now = self.pipeline.inputs(entry.stage, entry.key)
             changed |= dict.fromkeys(name for name, value in now.params.items() if entry.params.get(name) != value)
-            changed |= dict.fromkeys(path for path, md5 in now.files.items() if entry.deps.get(path) != md5)
+            for path in (path for path, md5 in now.files.items() if entry.deps.get(path) != md5):
+                changed |= dict.fromkeys(fingerprints.edited(self.pipeline.root, path) or [path])
         return list(changed)
 
     def _read(self, entry: Entry, path: Path) -> Figures:

@@ -13,9 +13,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from stages import layout, params
+from stages import fingerprints, layout, params
 from stages.errors import UserError
-from stages.files import digest
+from stages.files import digest, md5
 from stages.lockfile import REMEDY, refuse_damaged
 
 CONTROLS = (layout.BASELINE, layout.DENSE)
@@ -27,7 +27,7 @@ _TEMPLATE = re.compile(r"\$\{([^}]+)\}")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a stage reads that no other stage makes: values of params, and files such as its code."""
+    """What a stage reads that no other stage makes: values of params, and files; of code, its fingerprint."""
 
     params: dict[str, Any]
     """Dotted name in params.yaml → value."""
@@ -95,7 +95,7 @@ class Pipeline:
             raise UserError(f"{lock} is not a lock file of DVC 2 or later: {REMEDY}") from None
         except UserError as error:
             raise UserError(f"{error}: {REMEDY}") from None
-        self._md5 = cache(partial(md5_of, root))
+        self._md5 = cache(partial(_md5_now, root))
 
     def current_entries(self) -> list[Entry]:
         """Entries made from what their upstream stages have in the lock now, all the way up.
@@ -167,8 +167,8 @@ def md5_of(root: Path, path: str) -> str:
     """md5 of a file or folder as dvc.lock has it; "" if there is none."""
     place = root / path
     if not place.is_dir():
-        return _md5_of_file(place) if place.is_file() else ""
-    return md5_of_files({file.relative_to(place).as_posix(): _md5_of_file(file) for file in files_in(root, path)})
+        return md5(place) if place.is_file() else ""
+    return md5_of_files({file.relative_to(place).as_posix(): md5(file) for file in files_in(root, path)})
 
 
 def files_in(root: Path, path: str) -> Iterator[Path]:
@@ -189,9 +189,9 @@ def md5_of_files(md5s: Mapping[str, str]) -> str:
     return f"{hashlib.md5(json.dumps(files, sort_keys=True).encode()).hexdigest()}.dir"
 
 
-def _md5_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+def _md5_now(root: Path, path: str) -> str:
+    """md5 of an input, of code as it is whether its fingerprint says so or not."""
+    return fingerprints.md5_now(root, path) if fingerprints.is_fingerprint(path) else md5_of(root, path)
 
 
 def split_name(name: str) -> tuple[str, str | None]:
@@ -254,4 +254,4 @@ def _is_figures(path: str) -> bool:
 
 
 def _is_source(path: str) -> bool:
-    return not Path(path).is_relative_to(layout.OUTPUTS)
+    return fingerprints.is_fingerprint(path) or not Path(path).is_relative_to(layout.OUTPUTS)

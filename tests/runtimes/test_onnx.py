@@ -127,6 +127,7 @@ def keep_neurons(layer: Any, count: int) -> None:
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_int8_is_close_and_smaller(family, exported, tmp_path):
+    """With weights of seven bits, whose products no processor's instructions overflow by: 2 · 64 · 255 < 2^15."""
     import onnx
 
     ours, folder = exported(family)
@@ -143,6 +144,8 @@ def test_int8_is_close_and_smaller(family, exported, tmp_path):
         }  # tied
         matrices = [n for n in before.graph.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in constant]
         assert kinds.count("MatMulInteger") == len(matrices) > 0
+        integers = [onnx.numpy_helper.to_array(weight) for weight in after.graph.initializer]
+        assert max(abs(weight.astype(int)).max() for weight in integers if str(weight.dtype) == "int8") == 64
         assert (tmp_path / graph.name).stat().st_size < graph.stat().st_size
     parts = Parts.load(folder)
     step = {"input_ids": ours.prompts(SOURCES)["input_ids"], "attention_mask": ours.prompts(SOURCES)["attention_mask"]}
