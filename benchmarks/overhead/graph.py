@@ -69,6 +69,7 @@ def _write_outs(folder: Path) -> None:
             file = path if path.suffix in FILES else path / "file"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(str(path.relative_to(folder)))
+    subprocess.run([sys.executable, "-m", "stages.code"], cwd=folder, check=True)  # deps are of its files
 
 
 def _dump(path: Path, values: Any) -> None:

@@ -64,7 +64,11 @@ def _workshop(repository: str | None, filled: bool) -> Workshop:
     """
     commit = commit_of("HEAD")
     apart = [f":(exclude){path}" for path in WRITTEN]
-    changed = git("status", "--porcelain", "--untracked-files=all", "--", ".", *apart).stdout.splitlines()
+    changed = [
+        line
+        for paths in ([".", *apart], [str(layout.CODE)])  # by which workers tell what is to be made
+        for line in git("status", "--porcelain", "--untracked-files=all", "--", *paths).stdout.splitlines()
+    ]
     if changed:
         raise UserError(
             f"{changed[0][3:]} is not committed, and workers clone a commit: commit it, or have git ignore it"

@@ -157,6 +157,28 @@ def test_touching_a_criterion_leaves_clean_and_train_alone(finished):
     assert changed == {"prune@magnitude-0.6", "finetune@magnitude-0.6", "finetune_dense"}
 
 
+def test_an_edited_module_concerns_the_stages_that_import_it(finished):
+    path = finished.root / "stages/evaluation/significance.py"
+    unused = finished.root / "stages/pruning/shards.py"
+    before = {path: path.read_text(), unused: unused.read_text()}
+    try:
+        unused.write_text(before[unused] + "# edited\n")
+        assert finished.repro() == ["code"]
+        path.write_text(before[path] + "# edited\n")
+        refused = finished.run("dvc", "repro", "--force", "--single-item", "reference", check=False)
+        said = "error: stages/evaluation/significance.py is not as outputs/code/reference.json has it: run `dvc repro"
+        assert refused.returncode and said in refused.stderr
+        assert finished.repro("code") == ["code"]
+        status = json.loads(finished.run("dvc", "status", "--json").stdout)
+    finally:
+        for file, source in before.items():
+            file.write_text(source)
+        assert finished.repro() == ["code"]
+    code = {stage for stage, why in status.items() if "outputs/code/" in json.dumps(why)}
+    levels = {name for key in KEYS for name in [f"evaluate@{key}"]}
+    assert code == {"reference", "evaluate_dense", "evaluate_baseline", *levels, "compare", "export", "benchmark"}
+
+
 def test_another_checkpoint_to_start_from_trains_anew(finished):
     path = finished.root / "data/checkpoints/own/config.json"
     path.parent.mkdir()

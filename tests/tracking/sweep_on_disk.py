@@ -10,6 +10,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from stages import fingerprints
 from stages.tracking.pipeline import leaves, md5_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -19,33 +20,33 @@ LEVEL = "${item.method}-${item.sparsity}"
 STAGES: dict[str, Any] = {
     "clean": {
         "cmd": "python -m stages.clean",
-        "deps": ["stages/clean.py", "${data.path}"],
+        "deps": ["outputs/code/clean.json", "${data.path}"],
         "params": ["data", "clean"],
         "outs": [*DATA, "outputs/metrics/clean.json"],
     },
     "train": {
         "cmd": "python -m stages.train",
-        "deps": ["stages/train.py", "data/checkpoints", *DATA[:2]],
+        "deps": ["outputs/code/train.json", "data/checkpoints", *DATA[:2]],
         "params": ["model", "train", "runtime"],
         "outs": [BASELINE, "outputs/metrics/train.json", "outputs/metrics/train.curve.csv"],
     },
     "reference": {
         "cmd": "python -m stages.reference",
-        "deps": ["stages/reference.py", *DATA],
+        "deps": ["outputs/code/reference.json", *DATA],
         "params": ["data.language"],
         "outs": ["outputs/metrics/references.json"],
     },
     "prune": {
         "matrix": {"method": "${sweep.method}", "sparsity": "${sweep.sparsity}"},
         "cmd": "python -m stages.prune ${key}",
-        "deps": ["stages/prune.py", "stages/criteria/${item.method}.py", BASELINE, *DATA[:2]],
+        "deps": ["outputs/code/prune.json", "stages/criteria/${item.method}.py", BASELINE, *DATA[:2]],
         "params": ["runtime", "prune.scope", "prune.calibration", "prune.${item.method}"],
         "outs": [f"outputs/models/pruned/{LEVEL}", f"outputs/metrics/prune/{LEVEL}.json"],
     },
     "finetune": {
         "matrix": {"method": "${sweep.method}", "sparsity": "${sweep.sparsity}"},
         "cmd": "python -m stages.finetune ${key}",
-        "deps": ["stages/finetune.py", BASELINE, f"outputs/models/pruned/{LEVEL}", *DATA[:2]],
+        "deps": ["outputs/code/finetune.json", BASELINE, f"outputs/models/pruned/{LEVEL}", *DATA[:2]],
         "params": ["runtime", "prune.scope", "finetune"],
         "outs": [
             f"outputs/models/finetuned/{LEVEL}",
@@ -55,7 +56,7 @@ STAGES: dict[str, Any] = {
     },
     "finetune_dense": {
         "cmd": "python -m stages.finetune dense",
-        "deps": ["stages/finetune.py", BASELINE, *DATA[:2]],
+        "deps": ["outputs/code/finetune.json", BASELINE, *DATA[:2]],
         "params": ["runtime", "finetune"],
         "outs": [
             "outputs/models/finetuned/dense",
@@ -65,13 +66,13 @@ STAGES: dict[str, Any] = {
     },
     "evaluate_dense": {
         "cmd": "python -m stages.evaluate dense",
-        "deps": ["stages/evaluate.py", "outputs/models/finetuned/dense", *DATA],
+        "deps": ["outputs/code/evaluate.json", "outputs/models/finetuned/dense", *DATA],
         "params": ["runtime", "evaluate"],
         "outs": ["outputs/metrics/evaluate/dense.json", "outputs/predictions/dense.parquet"],
     },
     "evaluate_baseline": {
         "cmd": "python -m stages.evaluate baseline",
-        "deps": ["stages/evaluate.py", BASELINE, "outputs/predictions/dense.parquet", *DATA],
+        "deps": ["outputs/code/evaluate.json", BASELINE, "outputs/predictions/dense.parquet", *DATA],
         "params": ["runtime", "evaluate"],
         "outs": ["outputs/metrics/evaluate/baseline.json"],
     },
@@ -79,7 +80,7 @@ STAGES: dict[str, Any] = {
         "matrix": {"method": "${sweep.method}", "sparsity": "${sweep.sparsity}"},
         "cmd": "python -m stages.evaluate ${key}",
         "deps": [
-            "stages/evaluate.py",
+            "outputs/code/evaluate.json",
             f"outputs/models/finetuned/{LEVEL}",
             "outputs/predictions/dense.parquet",
             *DATA,
@@ -87,18 +88,19 @@ STAGES: dict[str, Any] = {
         "params": ["runtime", "evaluate"],
         "outs": [f"outputs/metrics/evaluate/{LEVEL}.json"],
     },
-    "compare": {"cmd": "python -m stages.compare", "deps": ["stages/compare.py"], "outs": ["outputs/compare"]},
+    "compare": {"cmd": "python -m stages.compare", "deps": ["outputs/code/compare.json"], "outs": ["outputs/compare"]},
     "export": {
         "cmd": "python -m stages.export",
-        "deps": ["stages/export.py"],
+        "deps": ["outputs/code/export.json"],
         "outs": ["outputs/export", "outputs/metrics/export.json"],
     },
     "benchmark": {
         "cmd": "python -m stages.benchmark",
-        "deps": ["stages/benchmark.py", "outputs/export"],
+        "deps": ["outputs/code/benchmark.json", "outputs/export"],
         "outs": ["outputs/benchmark/speed.csv"],
     },
 }
+SCRIPTS = ("clean", "train", "reference", "prune", "finetune", "evaluate", "compare", "export", "benchmark")
 LEVELS = [f"{method}-{sparsity}" for method in ("magnitude", "l1") for sparsity in (0.5, 0.9)]
 ALL = 3 + len(LEVELS)
 """Runs of a sweep: the revision's, baseline's, dense's, and those of its levels."""
@@ -114,8 +116,8 @@ class Sweep:
         self.params: dict[str, Any] = YAML(typ="safe").load(REPOSITORY / "params.yaml")
         self._save("params.yaml", self.params)
         self._save("dvc.yaml", {"stages": STAGES})
-        for stage in ("clean", "train", "reference", "prune", "finetune", "evaluate", "compare", "export", "benchmark"):
-            self.write(f"stages/{stage}.py", f"# {stage}\n")
+        for script in SCRIPTS:
+            self.write(f"stages/{script}.py", f"# {script}\n")
         for method in {level.rpartition("-")[0] for level in self.levels}:
             self.write(f"stages/criteria/{method}.py", f"# {method}\n")
         self.write("data/raw/multiwoz.csv.gz", "rows")
@@ -141,7 +143,10 @@ class Sweep:
         self.run("compare", "export", "benchmark")
 
     def run(self, *names: str) -> None:
-        """Record stages as DVC would after running them."""
+        """Record stages as DVC would after running them, with the code as it is."""
+        for script in SCRIPTS:
+            module = f"stages/{script}.py"
+            self.write(f"outputs/code/{script}.json", fingerprints.text({module: md5_of(self.root, module)}))
         for name in names:
             self._record(name)
         self.write_lock()

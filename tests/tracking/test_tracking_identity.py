@@ -129,6 +129,16 @@ def test_an_unsaved_edit_does_not_touch_what_is_in_the_lock(sweep: Sweep) -> Non
     assert identities(sweep) == before
 
 
+def test_a_run_is_of_the_code_as_it_is_before_dvc_has_written_down_which(sweep: Sweep) -> None:
+    """A stage that is run by hand belongs to the revision that DVC's will."""
+    before, _ = on_disk(Pipeline(sweep.root), "l1-0.5")
+    sweep.write("stages/prune.py", "edited")
+    edited, _ = on_disk(Pipeline(sweep.root), "l1-0.5")
+    assert edited.identity != before.identity
+    sweep.run_all()
+    assert edited.identity in identities(sweep).values()
+
+
 def test_a_level_in_the_making_brings_its_finished_stages(sweep: Sweep) -> None:
     del sweep.lock["evaluate@l1-0.5"]
     sweep.write_lock()
@@ -191,7 +201,7 @@ def test_the_project_s_own_pipeline_is_understood() -> None:
     assert {path for path in level.files if path not in shared.files} == {"stages/pruning/criteria/l1.py"}
     assert {"train.epochs", "runtime.seed"} <= set(pipeline.inputs("train").params)
     for stage in ("train", "prune", "finetune", "evaluate"):
-        assert f"stages/{stage}.py" in pipeline.inputs(stage).files
+        assert f"outputs/code/{stage}.json" in pipeline.inputs(stage).files
         assert not any(name.startswith(("sweep", "tracking")) for name in pipeline.inputs(stage).params)
 
 
