@@ -29,6 +29,7 @@ from stages.errors import UserError, command
 from stages.pool import Place, Pool, Task, ordered
 from stages.processes import Processes
 from stages.shell import dvc
+from stages.tracking.forked import recorders
 
 CODE = "code"
 """The stage that writes down which code the others run."""
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with _place(args, tasks, needs) as place, board() as show:
             pool = Pool(tasks, place, logs=LOGS, show=show)
             start = time.monotonic()
-            pool.run()
+            with recorders():
+                pool.run()
     _report(pool, time.monotonic() - start)
 
 

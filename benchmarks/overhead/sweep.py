@@ -25,6 +25,7 @@ from stages.processes import Processes
 from stages.scratch import clone_of, commit_of
 from stages.shell import dvc
 from stages.sweep import graph, memory_needed, tasks_for
+from stages.tracking.forked import recorders
 
 STAGES = ("prune", "finetune", "evaluate")
 LEVELS = 3
@@ -117,7 +118,8 @@ def swept(jobs: int, keys: Sequence[str]) -> float:
     logs = Path(".scratch")
     pool = Pool(tasks, Processes(jobs, memory_needed, ["--force"]), logs=logs, show=lambda now: None)
     start = time.perf_counter()
-    pool.run()
+    with recorders():
+        pool.run()
     seconds = time.perf_counter() - start
     if failed := [task.name for task in tasks if task.state != "done"]:
         raise UserError(f"{failed[0]} was not made: {' '.join(pool.said.get(failed[0], ['no message'])[-1:])}")

@@ -17,11 +17,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-import stages
 from stages import params
+from stages.tracking import forked
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -58,10 +57,17 @@ def track(stage: str, key: str, settings: Params) -> Iterator[Run]:
     run.end("FINISHED")
 
 
+class Recorder(NamedTuple):
+    """Both ends of a recorder, which nobody waits for: its own input, and the output that it closes."""
+
+    stdin: TextIO
+    stdout: TextIO
+
+
 class Run:
     """The MLflow run that a stage writes to. Nothing here raises because MLflow does not work."""
 
-    def __init__(self, recorder: subprocess.Popen[str] | None) -> None:
+    def __init__(self, recorder: Recorder | None) -> None:
         self._recorder = recorder
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -79,7 +85,6 @@ class Run:
         self._send(end=status)
         if self._recorder is None:
             return
-        assert self._recorder.stdin is not None and self._recorder.stdout is not None
         select.select([self._recorder.stdout], [], [], READY_S)
         with suppress(OSError):
             self._recorder.stdin.close()
@@ -87,7 +92,6 @@ class Run:
     def _send(self, **message: Any) -> None:
         if self._recorder is None:
             return
-        assert self._recorder.stdin is not None
         try:
             self._recorder.stdin.write(json.dumps(message) + "\n")
             self._recorder.stdin.flush()
@@ -100,23 +104,32 @@ def _is_on() -> bool:
     return not params.switched_off(SWITCH) and int(os.environ.get("RANK", 0)) == 0
 
 
-def _start_recorder(stage: str, key: str, experiment: str) -> subprocess.Popen[str] | None:
+def _start_recorder(*arguments: str) -> Recorder | None:
     """A new recorder, which outlives the stage by as long as it takes to write the rest."""
-    package = str(Path(stages.__file__).parents[1])
-    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    (read, write), (heard, said) = os.pipe(), os.pipe()
     try:
-        return subprocess.Popen(
-            (sys.executable, "-m", "stages.tracking.recorder", stage, key, experiment),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C in the terminal does not reach it
-        )
+        if not forked.start(arguments, read, said):
+            _start_anew(arguments, read, said)
     except OSError as error:
         print(f"not tracked: {error}; `python -m stages.sync` adds the run later", file=sys.stderr, flush=True)
+        os.close(write)
+        os.close(heard)
         return None
+    finally:
+        os.close(read)
+        os.close(said)
+    return Recorder(os.fdopen(write, "w", encoding="utf-8"), os.fdopen(heard, encoding="utf-8"))
+
+
+def _start_anew(arguments: tuple[str, ...], read: int, said: int) -> None:
+    path = os.pathsep.join(filter(None, (forked.PACKAGE, os.environ.get("PYTHONPATH"))))
+    subprocess.Popen(
+        (sys.executable, "-m", "stages.tracking.recorder", *arguments),
+        stdin=read,
+        stdout=said,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,  # Ctrl-C in the terminal does not reach it
+    )
 
 
 def _log_curves(run: Run, steps: int = 0) -> TrainerCallback:

@@ -144,12 +144,16 @@ class Sweep:
 
     def run(self, *names: str) -> None:
         """Record stages as DVC would after running them, with the code as it is."""
-        for script in SCRIPTS:
-            module = f"stages/{script}.py"
-            self.write(f"outputs/code/{script}.json", fingerprints.text({module: md5_of(self.root, module)}))
+        self.write_fingerprints()
         for name in names:
             self._record(name)
         self.write_lock()
+
+    def write_fingerprints(self) -> None:
+        """As the stage `code` does."""
+        for script in SCRIPTS:
+            module = f"stages/{script}.py"
+            self.write(f"outputs/code/{script}.json", fingerprints.text({module: md5_of(self.root, module)}))
 
     def write_lock(self) -> None:
         self._save("dvc.lock", {"schema": "2.0", "stages": self.lock})

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from sweep_on_disk import LEVELS, STAGES, Sweep
 
-from stages.tracking import client, live
+from stages.tracking import client, forked, live
 from stages.tracking.identity import in_lock
 from stages.tracking.pipeline import Pipeline
 
@@ -27,7 +28,10 @@ ALL = 3 + len(LEVELS)
 STAGE = """
 import os, sys, time
 from stages import params
+from stages.tracking import live
 from stages.tracking.live import track
+if "ESPALIER_RECORDERS" in os.environ:
+    live._start_anew = None  # is not to be needed
 with track("finetune", sys.argv[1], params.load("tracking")) as run:
     for step in (7, 14, 21):
         run.log_metrics({"loss": 3 / step, "learning_rate": 0.001}, step=step)
@@ -35,6 +39,13 @@ with track("finetune", sys.argv[1], params.load("tracking")) as run:
     %s
 print("stage done", "mlflow" in sys.modules)
 """
+
+
+@pytest.fixture(params=["anew", "forked"])
+def recorder(request: pytest.FixtureRequest, sweep: Sweep) -> Iterator[None]:
+    """A recorder is a new process, or a fork of one that waits while a sweep runs."""
+    with forked.recorders() if request.param == "forked" else nullcontext():
+        yield
 
 
 def stage(key: str, body: str = "pass", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -50,6 +61,7 @@ def unfinished(sweep: Sweep, *names: str) -> None:
     sweep.write_lock()
 
 
+@pytest.mark.usefixtures("recorder")
 def test_a_stage_s_figures_join_what_sync_makes(sweep: Sweep, database: Path, sync: Sync, runs: Runs) -> None:
     unfinished(sweep, "finetune@l1-0.5", "evaluate@l1-0.5")
     result = stage("l1-0.5")
@@ -73,6 +85,45 @@ def test_a_stage_s_figures_join_what_sync_makes(sweep: Sweep, database: Path, sy
     assert "all up to date" in sync()
 
 
+def test_a_fork_goes_on_after_its_server(sweep: Sweep, database: Path, runs: Runs) -> None:
+    """The sweep has ended, and what its last stage logged is still being written."""
+    command = [sys.executable, "-c", STAGE % "print('ready', flush=True); sys.stdin.read()", "l1-0.5"]
+    with forked.recorders():
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        until(lambda: "l1-0.5" in runs())
+    assert forked.ADDRESS not in os.environ
+    process.communicate("", timeout=60)
+    until(lambda: runs()["l1-0.5"].info.status == "FINISHED")
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for what MLflow is to hold; so far it may have no experiment, or no such run."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with suppress(AssertionError, KeyError):
+            if holds():
+                return
+        time.sleep(0.2)
+    assert holds()
+
+
+@pytest.mark.parametrize("address", [None, "/elsewhere\n/nowhere", f"{forked.PACKAGE}\n/nowhere"])
+def test_without_a_server_a_recorder_is_a_new_process(
+    address: str | None, sweep: Sweep, database: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None runs, it is of another project's code, or it was killed."""
+    if address:
+        monkeypatch.setenv(forked.ADDRESS, address)
+    process = live._start_recorder("finetune", "l1-0.5", "espalier")
+    assert process is not None
+    run = live.Run(process)
+    run.log_metrics({"loss": 1.0})
+    run.end("FINISHED")
+    until(lambda: runs()["l1-0.5"].info.status == "FINISHED")
+
+
 def test_the_same_stage_again_is_the_same_run(sweep: Sweep, database: Path, runs: Runs) -> None:
     unfinished(sweep, "finetune_dense", "evaluate_dense")
     stage("dense")
@@ -83,6 +134,7 @@ def test_the_same_stage_again_is_the_same_run(sweep: Sweep, database: Path, runs
     assert len(connection.get_metric_history(first.info.run_id, "finetune/learning_rate")) == 3
 
 
+@pytest.mark.usefixtures("recorder")
 def test_failure_interrupt_and_kill(sweep: Sweep, database: Path, runs: Runs) -> None:
     assert "ValueError: wrong" in stage("l1-0.5", "raise ValueError('wrong')").stderr
     assert stage("l1-0.9", "raise KeyboardInterrupt").returncode
@@ -91,6 +143,7 @@ def test_failure_interrupt_and_kill(sweep: Sweep, database: Path, runs: Runs) ->
     assert found == {"l1-0.5": "FAILED", "l1-0.9": "KILLED", "magnitude-0.5": "KILLED"}
 
 
+@pytest.mark.usefixtures("recorder")
 def test_ctrl_c_in_the_terminal_reaches_the_stage_alone(sweep: Sweep, database: Path, runs: Runs) -> None:
     unfinished(sweep, "finetune@l1-0.5", "evaluate@l1-0.5")
     process = subprocess.Popen(
@@ -109,6 +162,7 @@ def test_ctrl_c_in_the_terminal_reaches_the_stage_alone(sweep: Sweep, database: 
     assert run.data.metrics["finetune/loss"] == 3 / 21
 
 
+@pytest.mark.usefixtures("recorder")
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
@@ -123,6 +177,7 @@ def test_a_stage_survives_mlflow(sweep: Sweep, uri: str, reason: str) -> None:
     assert result.stderr.startswith(f"not tracked: {reason}")
 
 
+@pytest.mark.usefixtures("recorder")
 def test_a_stage_that_logs_on_after_the_recorder_died(sweep: Sweep) -> None:
     body = "time.sleep(3); [run.log_metrics({'loss': 1.0}, step=i) for i in range(30, 9000)]"
     result = stage("l1-0.5", body, MLFLOW_TRACKING_URI="sqlite:////dev/null/x.db")
@@ -232,6 +287,7 @@ def test_under_dvc(sweep: Sweep, sync: Sync, runs: Runs, monkeypatch: pytest.Mon
     from ruamel.yaml import YAML
 
     shutil.rmtree(sweep.root / "outputs")
+    sweep.write_fingerprints()
     (sweep.root / "dvc.lock").unlink()
     sweep.set("sweep.method", ["l1"])
     sweep.set("sweep.sparsity", [0.5])
@@ -244,7 +300,7 @@ def test_under_dvc(sweep: Sweep, sync: Sync, runs: Runs, monkeypatch: pytest.Mon
         stages[name] = {**declared, "cmd": f"{sys.executable} fake.py {name.partition('_')[0]} {key}"}
     with (sweep.root / "dvc.yaml").open("w") as file:
         YAML(typ="safe").dump({"stages": stages}, file)
-    sweep.write(".gitignore", "/outputs\n/mlflow.db*\n.scratch\n")
+    sweep.write(".gitignore", "/outputs/*\n!/outputs/code\n/mlflow.db*\n.scratch\n")
     for command in (
         ["git", "init", "-q"],
         [sys.executable, "-m", "dvc", "init", "-q"],
