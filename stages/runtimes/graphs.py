@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
@@ -50,18 +51,22 @@ class Decoder(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, past: Sequence[Tensor], cross: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Tokens [batch, new] after `past`, and the input's mask [batch, source].
+        """A token [batch, 1] after `past`, and the input's mask [batch, source].
 
         Returns:
-            Logits of the token after the last [batch, vocabulary], and the keys and values of past and new tokens.
+            Logits of the token after it [batch, vocabulary], and the keys and values of past and new tokens.
         """
         cache = EncoderDecoderCache(filled(past), filled(cross))
         cache.is_updated = dict.fromkeys(range(len(cross) // 2), True)
         # The decoder asks for the encoder's states though it has their keys and values; only their length is read.
         states = cross[0].new_zeros(input_ids.shape[0], attention_mask.shape[1], encoder_width(self.model))
+        # Masks as attention adds them, which models take as they are: what they make of others is a fifth of a step's
+        # operations. A single token sees all before it, so that nothing is hidden from it but the input's padding.
+        padding = (1 - attention_mask[:, None, None]).to(states.dtype) * torch.finfo(states.dtype).min
         output = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            attention_mask=attention_mask,
+            attention_mask=padding,
+            decoder_attention_mask=states.new_zeros(1, 1, 1, 1),
             decoder_input_ids=input_ids,
             past_key_values=cache,
             use_cache=True,
