@@ -15,7 +15,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project after its first `dvc repro`. Leave it as it was."""
     made = small.make(tmp_path_factory.mktemp("first"))
     assert set(made.repro()) == {
-        "clean", "reference", "train", "finetune_dense", "evaluate_dense", "evaluate_baseline", "compare",
+        "code", "clean", "reference", "train", "finetune_dense", "evaluate_dense", "evaluate_baseline", "compare",
         "export", "benchmark",
         *(f"{stage}@{key}" for stage in ("prune", "finetune", "evaluate") for key in KEYS),
     }  # fmt: skip

@@ -244,7 +244,8 @@ def test_graph_lets_dvc_keep_runs_in_its_cache() -> None:
             if isinstance(out, dict) and not next(iter(out.values())).get("cache", True)
         ]
         for name, stage in graph["stages"].items()
-        if name not in ("compare", "benchmark")  # of all levels together; what they leave is small, and in git
+        # of all levels together; what they leave is small, and in git
+        if name not in ("code", "compare", "benchmark")
     }
     assert {name: outs for name, outs in uncached.items() if outs} == {}
 
