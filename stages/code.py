@@ -18,13 +18,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages import fingerprints, layout
-from stages.errors import command
+from stages import fingerprints, layout, params
+from stages.errors import UserError, command
 from stages.files import md5, replacing
 
 if TYPE_CHECKING:
     from grimp import ImportGraph
 
+STAGE = "code"
 SCRIPTS = ("clean", "reference", "train", "prune", "finetune", "evaluate", "compare", "export", "benchmark")
 WITHOUT_EFFECT = re.compile(
     r"stages(\.(params(\..*)?|errors|fingerprints|restore|tracking(\..*)?|training\.progress|text\.progress))?$"
@@ -37,13 +38,27 @@ BY_NAME = "stages.pruning.criterion"
 
 @command
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the fingerprints of all scripts."""
+    """Write the fingerprints of all scripts.
+
+    Raises:
+        UserError: a module is no Python, or would be edited without this stage noticing.
+    """
     import grimp
+    from grimp.exceptions import SourceSyntaxError
 
     argparse.ArgumentParser(prog="python -m stages.code", description="Write which code each stage runs.").parse_args(
         arguments
     )
-    graph = grimp.build_graph("stages", exclude_type_checking_imports=True, cache_dir=None)
+    try:
+        graph = grimp.build_graph("stages", exclude_type_checking_imports=True, cache_dir=None)
+    except SourceSyntaxError as error:
+        raise UserError(f"stages cannot be read: {error}: mend it") from None
+    seen = {Path(dep) for dep in params.read_yaml(Path("dvc.yaml"))["stages"][STAGE]["deps"]}
+    for path in sorted({path for script in SCRIPTS for path in modules_of(script, graph)}):
+        if seen.isdisjoint((Path(path), *Path(path).parents)):
+            raise UserError(
+                f"{path} is imported, and dvc.yaml does not say so: add it to the deps of the stage {STAGE}"
+            )
     with replacing(layout.CODE) as folder:
         folder.mkdir()
         for script in SCRIPTS:
@@ -67,7 +82,16 @@ def modules_of(script: str, graph: ImportGraph) -> set[str]:
 
 
 def _imported(modules: Iterable[str], graph: ImportGraph) -> set[str]:
-    return {other for module in modules for other in (module, *graph.find_upstream_modules(module))}
+    """Modules that these import, directly or not; not those that only modules without effect do."""
+    found: set[str] = set()
+    left = list(modules)
+    while left:
+        module = left.pop()
+        if module not in found:
+            found.add(module)
+            if not WITHOUT_EFFECT.match(module):
+                left += graph.find_modules_directly_imported_by(module)
+    return found
 
 
 def _path(module: str) -> str:

@@ -8,8 +8,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stages.restore import outputs_kept
@@ -57,11 +57,7 @@ def command(main: Callable[..., None], *, interrupted: str = GO_ON) -> Callable[
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.default_int_handler)
         try:
-            if "DVC_STAGE" in os.environ:
-                from stages.fingerprints import refuse_edited
-
-                refuse_edited(Path(main.__code__.co_filename).stem)
-            with outputs_kept():
+            with outputs_kept(), _code_as_recorded(Path(main.__code__.co_filename).stem):
                 main(*args, **kwargs)
         except UserError as error:
             _stop(f"error: {error}", 1)
@@ -79,6 +75,20 @@ def command(main: Callable[..., None], *, interrupted: str = GO_ON) -> Callable[
             _stop(f"error: cannot {doing} {getattr(error, 'filename', None) or 'output'}: {os.strerror(why)}", 1)
 
     return run
+
+
+@contextmanager
+def _code_as_recorded(script: str) -> Iterator[None]:
+    """Refuse to run, in a stage of DVC, code that DVC would record as another."""
+    if "DVC_STAGE" not in os.environ:
+        yield
+        return
+    from stages import fingerprints
+
+    fingerprints.refuse_edited(script)
+    before = set(sys.modules)
+    yield
+    fingerprints.refuse_edited(script, imported=sys.modules.keys() - before)
 
 
 def _number(error: Exception) -> int:

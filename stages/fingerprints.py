@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from stages import files, layout
@@ -26,10 +27,29 @@ def text(md5s: Mapping[str, str]) -> str:
 
 
 def modules(root: Path, fingerprint: Path | str) -> dict[str, str]:
-    """Modules that a fingerprint names, path → md5; none if there is no such fingerprint."""
+    """Modules that a fingerprint names, path → md5; none if there is no such fingerprint.
+
+    Raises:
+        UserError: it is damaged.
+    """
     if not is_fingerprint(fingerprint) or not (root / fingerprint).is_file():
         return {}
-    return dict(files.read_json(root / fingerprint))
+    try:
+        return parse((root / fingerprint).read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{fingerprint} is damaged: run `dvc repro --force code`") from None
+
+
+def parse(content: str) -> dict[str, str]:
+    """The modules of a fingerprint's text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = json.loads(content)
+    if not isinstance(found, dict):
+        raise ValueError(found)  # noqa: TRY004 (the text is at fault, not a type)
+    return found
 
 
 def md5_now(root: Path, fingerprint: Path | str) -> str:
@@ -48,16 +68,23 @@ def edited(root: Path, fingerprint: Path | str) -> list[str]:
     return [path for path, md5 in modules(root, fingerprint).items() if _md5(root / path) != md5]
 
 
-def refuse_edited(script: str) -> None:
-    """Refuse to run code that DVC would record as another.
+def refuse_edited(script: str, imported: Collection[str] | None = None) -> None:
+    """Refuse to run code that DVC would record as another, or to have run it.
+
+    Args:
+        script: whose code it is.
+        imported: names of modules; those of others have been read before. None: any.
 
     Raises:
         UserError: a module is not what the script's fingerprint says, from which DVC tells whether a result is current.
     """
-    if changed := edited(Path(), file_of(script)):
-        raise UserError(
-            f"{changed[0]} is not as {file_of(script)} has it: run `dvc repro code` first, or plain `dvc repro`"
-        )
+    for path in edited(Path(), file_of(script)):
+        if imported is None or _name(path) in imported:
+            raise UserError(f"{path} is not as {file_of(script)} has it: run `dvc repro code` first, or all of it")
+
+
+def _name(path: str) -> str:
+    return ".".join(Path(path).with_suffix("").parts).removesuffix(".__init__")
 
 
 def _md5(path: Path) -> str:

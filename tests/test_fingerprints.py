@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from shared import ROOT
 
 from stages import fingerprints, layout
 from stages.errors import UserError, command
@@ -72,5 +78,72 @@ def test_a_stage_of_dvc_does_not_begin_with_edited_code(fingerprint, monkeypatch
 
 def test_a_damaged_one_says_what_to_do(fingerprint):
     fingerprint.write_text("{")
-    with pytest.raises(UserError, match=r"outputs/code/test_fingerprints\.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"outputs/code/test_fingerprints\.json is damaged: run"):
         fingerprints.refuse_edited("test_fingerprints")
+
+
+def test_a_stage_that_imported_edited_code_is_refused_in_the_end(fingerprint, monkeypatch, capsys):
+    """Modules that were imported before are what they were when the stage began."""
+
+    def run(name: str) -> None:
+        Path(OTHER).write_text("edited")
+        sys.modules[name] = ModuleType(name)
+
+    monkeypatch.setenv("DVC_STAGE", "train")
+    monkeypatch.setitem(sys.modules, "stages.two", ModuleType("stages.two"))
+    command(run)("stages.two")
+    Path(OTHER).write_text(f"# {OTHER}\n")
+    monkeypatch.delitem(sys.modules, "stages.two")
+    with pytest.raises(SystemExit):
+        command(run)("stages.two")
+    assert f"error: {OTHER} is not as" in capsys.readouterr().err
+
+
+def test_a_list_is_damaged_too(fingerprint):
+    fingerprint.write_text("[1]")
+    with pytest.raises(UserError, match="is damaged"):
+        fingerprints.edited(HERE, fingerprint)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """This project's code and graph."""
+    shutil.copytree(ROOT / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    return tmp_path
+
+
+def make_code(project: Path) -> subprocess.CompletedProcess[str]:
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    call = [sys.executable, "-m", "stages.code"]
+    return subprocess.run(call, cwd=project, env=variables, capture_output=True, text=True, check=False)
+
+
+def test_a_module_that_is_no_python_is_named(project):
+    (project / "stages/pruning/engine.py").write_text("def (")
+    made = make_code(project)
+    assert made.returncode == 1 and made.stderr.startswith("error: stages cannot be read: ")
+    assert "engine.py" in made.stderr and "Traceback" not in made.stderr
+
+
+def test_a_module_that_dvc_does_not_watch_is_named(project):
+    (project / "stages/extra.py").touch()
+    with (project / "stages/evaluation/quality.py").open("a") as file:
+        file.write("\nfrom stages import extra\n")
+    made = make_code(project)
+    assert made.returncode == 1
+    assert made.stderr.startswith("error: stages/extra.py is imported, and dvc.yaml does not say so")
+    (project / "stages/extra.py").rename(project / "stages/evaluation/extra.py")
+    quality = project / "stages/evaluation/quality.py"
+    quality.write_text(quality.read_text().replace("from stages import extra", "from stages.evaluation import extra"))
+    assert not make_code(project).returncode
+    assert "stages/evaluation/extra.py" in (project / "outputs/code/evaluate.json").read_text()
+    assert "stages/evaluation/extra.py" not in (project / "outputs/code/prune.json").read_text()
+
+
+def test_what_only_tracking_imports_is_none_of_it(project):
+    """MLflow is told by it, and no output."""
+    made = make_code(project)
+    assert not made.returncode, made.stderr
+    assert "stages/bitmasks.py" in (project / "outputs/code/train.json").read_text()
+    assert "stages/lockfile.py" not in (project / "outputs/code/train.json").read_text()

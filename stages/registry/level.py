@@ -214,7 +214,8 @@ class Finished:
         for entry in self.entries.values():
             now = self.pipeline.inputs(entry.stage, entry.key)
             changed |= dict.fromkeys(name for name, value in now.params.items() if entry.params.get(name) != value)
-            for path in (path for path, md5 in now.files.items() if entry.deps.get(path) != md5):
+            lost = [path for path in entry.deps if fingerprints.is_fingerprint(path) and path not in now.files]
+            for path in (*lost, *(path for path, md5 in now.files.items() if entry.deps.get(path) != md5)):
                 changed |= dict.fromkeys(fingerprints.edited(self.pipeline.root, path) or [path])
         return list(changed)
 

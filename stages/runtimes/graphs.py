@@ -61,12 +61,12 @@ class Decoder(nn.Module):
         # The decoder asks for the encoder's states though it has their keys and values; only their length is read.
         states = cross[0].new_zeros(input_ids.shape[0], attention_mask.shape[1], encoder_width(self.model))
         # Masks as attention adds them, which models take as they are: what they make of others is a fifth of a step's
-        # operations. A single token sees all before it, so that nothing is hidden from it but the input's padding.
+        # operations. A single token sees all before it, unless attention has a window.
         padding = (1 - attention_mask[:, None, None]).to(states.dtype) * torch.finfo(states.dtype).min
         output = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             attention_mask=padding,
-            decoder_attention_mask=states.new_zeros(1, 1, 1, 1),
+            decoder_attention_mask=states.new_zeros(1, 1, 1, 1) if _sees_all(self.model.config) else None,
             decoder_input_ids=input_ids,
             past_key_values=cache,
             use_cache=True,
@@ -99,6 +99,13 @@ class Causal(nn.Module):
             logits_to_keep=1,
         )
         return output.logits[:, -1], flat(cache)
+
+
+def _sees_all(config: Any) -> bool:
+    """Whether a decoder's attention has no window."""
+    decoder = config.get_text_config(decoder=True)
+    kinds = {"full_attention", *(getattr(decoder, "layer_types", None) or ())}
+    return getattr(decoder, "sliding_window", None) is None and kinds == {"full_attention"}
 
 
 def filled(tensors: Sequence[Tensor]) -> DynamicCache:

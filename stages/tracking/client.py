@@ -27,7 +27,7 @@ _RACES = ("UNIQUE constraint failed", "UniqueViolation", "duplicate key value", 
 """In what MLflow says when its database, SQLite or PostgreSQL, took another writer's rows first."""
 _ADVISORY_LOCK = 0x65737061
 """Any number, as long as nobody else locks it in that database."""
-_QUIET = {
+QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
@@ -84,7 +84,7 @@ def connect(uri: str, *, timeout_s: int, retries: int) -> MlflowClient:
         timeout_s: seconds to wait for a server's answer, unless MLflow's own variable says otherwise.
         retries: of a request to a server, likewise.
     """
-    for name, value in _QUIET.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout_s))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))

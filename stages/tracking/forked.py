@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from typing import NoReturn
 
 import stages
 from stages import params
+from stages.tracking.client import QUIET
 
 ADDRESS = "ESPALIER_RECORDERS"
 """Of the socket, after the folder of the code that answers there."""
@@ -34,36 +36,53 @@ IMPORTED = (
 )
 WAITING = 64
 """Stages that may ask at the same time, more than a machine runs."""
+ASKING_S = 1.0
+"""Seconds after which a stage that asks in vain starts a recorder of its own."""
 PACKAGE = str(Path(stages.__file__).parents[1])
 
 
 @contextmanager
 def recorders() -> Iterator[None]:
     """Have stages find the process that is forked for their recorders; what it was forked for goes on after it."""
-    if sys.platform != "linux" or params.switched_off("ESPALIER_TRACKING"):
+    server, folder = None, Path()
+    if sys.platform == "linux" and not params.switched_off("ESPALIER_TRACKING"):
+        with suppress(OSError):  # no place for a socket, or no process: recorders are started one by one
+            folder = Path(tempfile.mkdtemp(prefix="espalier-"))
+            server = _serve(folder)
+    try:
         yield
-        return
-    with tempfile.TemporaryDirectory(prefix="espalier-") as folder, socket.socket(socket.AF_UNIX) as listener:
-        address = str(Path(folder) / "recorders")
-        listener.bind(address)
-        listener.listen(WAITING)
-        server = subprocess.Popen(
-            (sys.executable, "-m", "stages.tracking.forked", str(listener.fileno())),
-            stdin=subprocess.PIPE,  # at its end, however this process ends, so does the server
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[listener.fileno()],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (PACKAGE, os.environ.get("PYTHONPATH"))))},
-            start_new_session=True,  # Ctrl-C in the terminal does not reach it
-        )
-        os.environ[ADDRESS] = f"{PACKAGE}\n{address}"
-        try:
-            yield
-        finally:
-            os.environ.pop(ADDRESS, None)
+    finally:
+        os.environ.pop(ADDRESS, None)
+        if server is not None:
             assert server.stdin is not None
-            server.stdin.close()
+            server.terminate()
             server.wait()
+            server.stdin.close()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _serve(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the process, whose socket is in a folder; it removes that if this process is killed."""
+    address = str(folder / "recorders")
+    path = os.pathsep.join(filter(None, (PACKAGE, os.environ.get("PYTHONPATH"))))
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen(WAITING)
+            server = subprocess.Popen(
+                (sys.executable, "-m", "stages.tracking.forked", str(listener.fileno()), str(folder)),
+                stdin=subprocess.PIPE,  # at its end, however this process ends, so does the server
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[listener.fileno()],
+                env={**os.environ, **QUIET, "PYTHONPATH": path},
+                start_new_session=True,  # Ctrl-C in the terminal does not reach it
+            )
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    os.environ[ADDRESS] = f"{PACKAGE}\n{address}"
+    return server
 
 
 def start(arguments: Sequence[str], read: int, write: int) -> bool:
@@ -80,6 +99,7 @@ def start(arguments: Sequence[str], read: int, write: int) -> bool:
     asked = {"arguments": list(arguments), "folder": str(Path.cwd()), "variables": dict(os.environ)}
     try:
         with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(ASKING_S)
             connection.connect(address)
             socket.send_fds(connection, [b"\0"], [read, write, 2])
             connection.sendall(json.dumps(asked).encode())
@@ -99,8 +119,10 @@ def main() -> None:
         while sys.stdin not in (ready := select.select([sys.stdin, listener], [], [])[0]):
             assert ready == [listener]
             connection, _ = listener.accept()
-            with connection, suppress(OSError, ValueError):  # who asked has gone meanwhile
+            with connection, suppress(OSError, ValueError):  # who asked has gone meanwhile, or stalls
+                connection.settimeout(ASKING_S)
                 _answer(connection)
+    shutil.rmtree(sys.argv[2], ignore_errors=True)
 
 
 def _answer(connection: socket.socket) -> None:

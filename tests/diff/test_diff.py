@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from shared import ROOT, merge
 
 from stages import diff
+from stages.files import md5
 
 GIT = ("git", "-c", "user.name=t", "-c", "user.email=t@example.com")
 RAW = "data/raw/multiwoz.csv.gz"
@@ -78,8 +79,8 @@ def revised(tmp_path_factory: pytest.TempPathFactory) -> Path:
         revise(levels, "magnitude-0.7", sweep=sweep, train={"epochs": 4})
         write("outputs/metrics/clean.json", {"rows_read": 110, "rows_kept": 100, "rows_rejected": 10, "lost_html": 1})
         split, model = "outputs/data/test.parquet", "outputs/models/finetuned/magnitude-0.5"
-        code = {"stages/clean.py": "c1", "outputs/code/clean.json": "f1"}
         write("outputs/code/clean.json", {"stages/files.py": "f", "stages/old.py": "o1"})
+        code = {"stages/clean.py": "c1", "outputs/code/clean.json": md5(folder / "outputs/code/clean.json")}
         lock(
             clean=entry({split: "s111111"}, {RAW: "r111111", **code}),
             finetune_at_dense=entry({"outputs/models/finetuned/dense": "d1"}, {}),
@@ -95,8 +96,8 @@ def revised(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sweep = {"method": ["magnitude"], "sparsity": [0.5, 0.9]}
         revise(levels, "magnitude-0.5", sweep=sweep, train={"epochs": 6})
         write("outputs/metrics/clean.json", {"rows_read": 1300, "rows_kept": 1290, "rows_rejected": 10, "lost_html": 3})
-        code = {"stages/clean.py": "c2", "outputs/code/clean.json": "f2"}
         write("outputs/code/clean.json", {"stages/files.py": "f", "stages/new.py": "n1"})
+        code = {"stages/clean.py": "c2", "outputs/code/clean.json": md5(folder / "outputs/code/clean.json")}
         lock(
             clean=entry({split: "s222222"}, {RAW: "r222222", **code}),
             finetune_at_dense=entry({"outputs/models/finetuned/dense": "d1"}, {}),
