@@ -227,10 +227,14 @@ def copied(ground: Ground, folder: Path) -> Iterator[Ground]:
 
 
 def finished_files(root: Path) -> dict[str, str]:
-    """sha256 of what stages left, timings apart."""
+    """sha256 of what stages left, timings apart.
+
+    Nor of what a killed one was writing, which neither DVC nor git sees and the next that writes there removes.
+    """
     names = (path.relative_to(root) for path in sorted((root / "outputs").rglob("*")) if path.is_file())
     kept = (name for name in names if not any(name.is_relative_to(timing) for timing in TIMINGS))
-    return {str(name): sha256(root / name) for name in kept if name.name != ".gitignore"}
+    seen = (name for name in kept if not any(part.endswith(".partial") for part in name.parts))
+    return {str(name): sha256(root / name) for name in seen if name.name != ".gitignore"}
 
 
 def given_files(ground: Ground) -> dict[str, str]:

@@ -98,6 +98,22 @@ def test_every_run_is_tracked_and_sync_changes_nothing(finished):
     assert set(KEYS) | {"dense", "baseline"} <= set(names) and len(names) == len(set(names)) == len(KEYS) + 3
 
 
+def test_what_a_killed_stage_was_writing_concerns_nobody(finished):
+    """Restored by DVC, its outputs may be whole while the beginning of one still lies beside them."""
+    left = [finished.root / "outputs" / name for name in ("data/.a.parquet.1.partial", "predictions/.b.1.partial")]
+    folder = finished.root / "outputs/models/finetuned/.c.1.partial"
+    folder.mkdir()
+    try:
+        for file in (*left, folder / "model.safetensors"):
+            file.write_text("half")
+        assert json.loads(finished.run("dvc", "status", "--json").stdout) == {}
+        assert ".partial" not in finished.run("git", "status", "--porcelain", "-uall").stdout
+    finally:
+        shutil.rmtree(folder)
+        for file in left:
+            file.unlink()
+
+
 def test_outputs_and_runs_come_back_without_training(finished, tmp_path):
     copy = Project(tmp_path / "copy")
     shutil.copytree(finished.root, copy.root, symlinks=True)
