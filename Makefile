@@ -40,7 +40,7 @@ benchmark: $(VENV)/installed  ## pruning beside other libraries: hours; goes on 
 	python -m benchmarks.pruning
 	python -m benchmarks.pruning --report
 
-chaos: $(VENV)/installed  ## faults injected into the real pipeline, and what became of each: half an hour (docs/faults.md)
+chaos: $(VENV)/installed  ## faults injected into the real pipeline, and what became of each: 12 to 25 minutes (docs/faults.md)
 	@PYTHONPATH=tests python -m chaos $(FAULTS)
 
 environment: $(VENV)/installed  ## only .venv
