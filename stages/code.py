@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from grimp import ImportGraph
 
 STAGE = "code"
+"""What dvc.yaml calls this one."""
 SCRIPTS = ("clean", "reference", "train", "prune", "finetune", "evaluate", "compare", "export", "benchmark")
 WITHOUT_EFFECT = re.compile(
     r"stages(\.(params(\..*)?|errors|fingerprints|restore|tracking(\..*)?|training\.progress|text\.progress))?$"
@@ -43,27 +44,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: a module is no Python, or would be edited without this stage noticing.
     """
-    import grimp
-    from grimp.exceptions import SourceSyntaxError
-
     argparse.ArgumentParser(prog="python -m stages.code", description="Write which code each stage runs.").parse_args(
         arguments
     )
-    try:
-        graph = grimp.build_graph("stages", exclude_type_checking_imports=True, cache_dir=None)
-    except SourceSyntaxError as error:
-        raise UserError(f"stages cannot be read: {error}: mend it") from None
+    graph = imports()
+    modules = {script: modules_of(script, graph) for script in SCRIPTS}
     seen = {Path(dep) for dep in params.read_yaml(Path("dvc.yaml"))["stages"][STAGE]["deps"]}
-    for path in sorted({path for script in SCRIPTS for path in modules_of(script, graph)}):
+    for path in sorted(set().union(*modules.values())):
         if seen.isdisjoint((Path(path), *Path(path).parents)):
             raise UserError(
                 f"{path} is imported, and dvc.yaml does not say so: add it to the deps of the stage {STAGE}"
             )
     with replacing(layout.CODE) as folder:
         folder.mkdir()
-        for script in SCRIPTS:
-            modules = {path: md5(Path(path)) for path in modules_of(script, graph)}
-            (folder / fingerprints.file_of(script).name).write_text(fingerprints.text(modules), encoding="utf-8")
+        for script, paths in modules.items():
+            text = fingerprints.text({path: md5(Path(path)) for path in paths})
+            (folder / fingerprints.file_of(script).name).write_text(text, encoding="utf-8")
+
+
+def imports() -> ImportGraph:
+    """Which module of stages imports which, for more than types; modules without effect import none.
+
+    Raises:
+        UserError: a module is no Python.
+    """
+    import grimp
+    from grimp.exceptions import SourceSyntaxError
+
+    try:
+        graph = grimp.build_graph("stages", exclude_type_checking_imports=True, cache_dir=None)
+    except SourceSyntaxError as error:
+        raise UserError(f"stages cannot be read: {error}: mend it") from None
+    for module in filter(WITHOUT_EFFECT.match, graph.modules):
+        for imported in graph.find_modules_directly_imported_by(module):
+            graph.remove_import(importer=module, imported=imported)
+    return graph
 
 
 def modules_of(script: str, graph: ImportGraph) -> set[str]:
@@ -71,7 +86,7 @@ def modules_of(script: str, graph: ImportGraph) -> set[str]:
 
     Args:
         script: its name in stages.
-        graph: of the imports in stages, without those for types alone.
+        graph: of `imports`.
     """
     found = _imported([f"stages.{script}"], graph)
     if BY_NAME in found:
@@ -82,16 +97,7 @@ def modules_of(script: str, graph: ImportGraph) -> set[str]:
 
 
 def _imported(modules: Iterable[str], graph: ImportGraph) -> set[str]:
-    """Modules that these import, directly or not; not those that only modules without effect do."""
-    found: set[str] = set()
-    left = list(modules)
-    while left:
-        module = left.pop()
-        if module not in found:
-            found.add(module)
-            if not WITHOUT_EFFECT.match(module):
-                left += graph.find_modules_directly_imported_by(module)
-    return found
+    return {other for module in modules for other in (module, *graph.find_upstream_modules(module))}
 
 
 def _path(module: str) -> str:

@@ -24,15 +24,13 @@ from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
-from stages import layout, machine, params
+from stages import code, layout, machine, params
 from stages.errors import UserError, command
 from stages.pool import Place, Pool, Task, ordered
 from stages.processes import Processes
 from stages.shell import dvc
 from stages.tracking.forked import recorders
 
-CODE = "code"
-"""The stage that writes down which code the others run."""
 LOGS = layout.SCRATCH / "sweep"
 BASE_BYTES = 2**30
 """Of a stage's process besides the model: libraries, data, activations of a small batch."""
@@ -114,8 +112,8 @@ def _tasks(needs: Mapping[str, frozenset[str]], targets: Sequence[str]) -> list[
             raise UserError(f"{target} is no stage: `dvc stage list` names them")
     wanted = closure(targets, needs) if targets else set(needs)
     stale = _stale(targets)
-    if CODE in stale & wanted:
-        dvc("repro", "--single-item", CODE)  # in no time; only then can be told which stages an edit concerns
+    if code.STAGE in stale & wanted:
+        dvc("repro", "--single-item", code.STAGE)  # in no time; only then can be told which stages an edit concerns
         stale = _stale(targets)
     for name in ordered(needs):
         if needs[name] & stale:

@@ -21,8 +21,8 @@ STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())[
 
 
 @cache
-def graph(*, only_at_run_time: bool = False) -> grimp.ImportGraph:
-    return grimp.build_graph("stages", exclude_type_checking_imports=only_at_run_time)
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("stages")
 
 
 def script(stage: dict[str, Any]) -> str:
@@ -43,7 +43,8 @@ def test_every_stage_depends_on_the_code_of_its_script():
 def test_code_is_looked_at_wherever_it_may_change():
     """Of a package that a stage imports the stage `code` has all, so that a new module of it is seen as well."""
     deps = {Path(dep) for dep in STAGES["code"]["deps"]}
-    found = {Path(path) for name in code.SCRIPTS for path in code.modules_of(name, graph(only_at_run_time=True))}
+    imports = code.imports()
+    found = {Path(path) for name in code.SCRIPTS for path in code.modules_of(name, imports)}
     assert not [path for path in found if deps.isdisjoint((path, *path.parents))]
     assert Path("stages/code.py") in deps
 
@@ -51,7 +52,7 @@ def test_code_is_looked_at_wherever_it_may_change():
 @pytest.mark.parametrize("name", ["clean", "prune", "evaluate"])
 def test_code_is_what_is_imported(name):
     """By Python itself, which has no graph; modules that are imported in functions come in addition."""
-    found = code.modules_of(name, graph(only_at_run_time=True))
+    found = code.modules_of(name, code.imports())
     program = (
         "import sys, types; live = sys.modules['stages.tracking.live'] = types.ModuleType('live'); live.track = None\n"
         f"import stages.{name}; print(*(m.__file__ for m in sys.modules.values() if 'stages' in m.__name__))"
@@ -67,7 +68,7 @@ def test_code_is_what_is_imported(name):
 
 def test_code_has_criteria_that_are_found_by_name():
     """All that any of them imports, but not themselves: a level depends on its own alone."""
-    found = code.modules_of("prune", graph(only_at_run_time=True))
+    found = code.modules_of("prune", code.imports())
     assert {"stages/pruning/hessian.py", "stages/pruning/criteria/__init__.py"} <= found
     assert not [path for path in found if "/criteria/" in path and "__init__" not in path]
 

@@ -25,6 +25,7 @@ import stages
 from stages import params
 from stages.tracking.client import QUIET
 
+SWITCH = "ESPALIER_TRACKING"
 ADDRESS = "ESPALIER_RECORDERS"
 """Of the socket, after the folder of the code that answers there."""
 IMPORTED = (
@@ -45,7 +46,7 @@ PACKAGE = str(Path(stages.__file__).parents[1])
 def recorders() -> Iterator[None]:
     """Have stages find the process that is forked for their recorders; what it was forked for goes on after it."""
     server, folder = None, Path()
-    if sys.platform == "linux" and not params.switched_off("ESPALIER_TRACKING"):
+    if sys.platform == "linux" and not params.switched_off(SWITCH):
         with suppress(OSError):  # no place for a socket, or no process: recorders are started one by one
             folder = Path(tempfile.mkdtemp(prefix="espalier-"))
             server = _serve(folder)
@@ -64,7 +65,6 @@ def recorders() -> Iterator[None]:
 def _serve(folder: Path) -> subprocess.Popen[bytes]:
     """Start the process, whose socket is in a folder; it removes that if this process is killed."""
     address = str(folder / "recorders")
-    path = os.pathsep.join(filter(None, (PACKAGE, os.environ.get("PYTHONPATH"))))
     try:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(address)
@@ -75,7 +75,7 @@ def _serve(folder: Path) -> subprocess.Popen[bytes]:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[listener.fileno()],
-                env={**os.environ, **QUIET, "PYTHONPATH": path},
+                env=environment() | QUIET,
                 start_new_session=True,  # Ctrl-C in the terminal does not reach it
             )
     except OSError:
@@ -83,6 +83,12 @@ def _serve(folder: Path) -> subprocess.Popen[bytes]:
         raise
     os.environ[ADDRESS] = f"{PACKAGE}\n{address}"
     return server
+
+
+def environment() -> dict[str, str]:
+    """Variables with which a process finds the code that this one runs, wherever it is started."""
+    path = os.pathsep.join(filter(None, (PACKAGE, os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def start(arguments: Sequence[str], read: int, write: int) -> bool:

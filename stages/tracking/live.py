@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from stages.params import Params
 
-SWITCH = "ESPALIER_TRACKING"
 READY_S = 10
 """Seconds that a stage which ends at once waits for its recorder to have read dvc.lock: then DVC may go on writing
 it, or remove a temporary workspace."""
@@ -101,7 +100,7 @@ class Run:
 
 def _is_on() -> bool:
     """Off by the user's wish, and in all processes of a distributed stage but the first."""
-    return not params.switched_off(SWITCH) and int(os.environ.get("RANK", 0)) == 0
+    return not params.switched_off(forked.SWITCH) and int(os.environ.get("RANK", 0)) == 0
 
 
 def _start_recorder(*arguments: str) -> Recorder | None:
@@ -122,12 +121,11 @@ def _start_recorder(*arguments: str) -> Recorder | None:
 
 
 def _start_anew(arguments: tuple[str, ...], read: int, said: int) -> None:
-    path = os.pathsep.join(filter(None, (forked.PACKAGE, os.environ.get("PYTHONPATH"))))
     subprocess.Popen(
         (sys.executable, "-m", "stages.tracking.recorder", *arguments),
         stdin=read,
         stdout=said,
-        env={**os.environ, "PYTHONPATH": path},
+        env=forked.environment(),
         start_new_session=True,  # Ctrl-C in the terminal does not reach it
     )
 
