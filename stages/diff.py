@@ -11,7 +11,6 @@ Out: a report on the terminal, or as Markdown.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages import fingerprints, layout
 from stages.errors import UserError, command
+from stages.files import md5_of
 from stages.lockfile import refuse_damaged
 from stages.scratch import commit_of
 from stages.shell import dvc, git
@@ -154,7 +154,7 @@ def _modules(revision: str | None, lock: Mapping[str, Entry]) -> dict[str, str]:
     found = {path: md5 for path, md5 in deps.items() if path.endswith(".py")}
     for path in filter(fingerprints.is_fingerprint, deps):
         text = _read(revision, Path(path))
-        if hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() == deps[path]:
+        if md5_of(text) == deps[path]:
             found |= fingerprints.parse(text)
         else:
             found[path] = deps[path]  # of which nobody knows any more what it said

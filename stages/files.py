@@ -105,6 +105,12 @@ def md5(path: Path) -> str:
         return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
+def md5_of(content: bytes | str) -> str:
+    """What DVC knows a file of this content by; text as UTF-8."""
+    data = content.encode() if isinstance(content, str) else content
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
 def digest(*parts: Path | str | bytes) -> str:
     """Hex digest over files (a `Path`, folders walked in name order), text and bytes."""
     state = hashlib.blake2b(digest_size=16)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -60,7 +59,7 @@ def md5_now(root: Path, fingerprint: Path | str) -> str:
     if not (known := modules(root, fingerprint)):
         return ""
     now = text({path: _md5(root / path) for path in known})
-    return hashlib.md5(now.encode(), usedforsecurity=False).hexdigest()
+    return files.md5_of(now)
 
 
 def edited(root: Path, fingerprint: Path | str) -> list[str]:

@@ -7,7 +7,6 @@ last good results: they are still in DVC's cache, but gone from the workspace un
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -69,12 +68,12 @@ def _check_out_tracked(out: Any) -> None:
     DVC keeps it in the cache too, for its run cache, but checks out only what git does not track; and a clone that has
     not pulled has it from git alone.
     """
-    from stages.files import replacing  # which needs stages.errors, which needs this module
+    from stages.files import md5_of, replacing  # which needs stages.errors, which needs this module
 
     path = Path(out.fs_path)
     cached = Path(out.cache.oid_to_path(out.hash_info.value))
     content = cached.read_bytes() if cached.is_file() else _committed(path)
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() == out.hash_info.value:
+    if md5_of(content) == out.hash_info.value:
         with replacing(path) as partial:
             partial.write_bytes(content)
 

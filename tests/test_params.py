@@ -114,7 +114,7 @@ SHARED = {"model": {"share_weights": True}}
         (SHARED | {"sweep": {"method": ["structured"]}}, "method structured"),
         (SHARED | {"prune": {"pattern": "units"}}, "prune.pattern units"),
         (SHARED | {"finetune": {"schedule": "one_shot", "lora": {"rank": 4}}}, "finetune.lora.rank"),
-        ({"prune": {"pattern": "1:3"}, "sweep": {"sparsity": [0.666667]}}, "sparsity 0.6666666667, "),
+        ({"prune": {"pattern": "1:3"}, "sweep": {"sparsity": [0.66]}}, "sparsity 0.6667, "),
     ],
 )
 def test_what_no_stage_can_do_is_refused_beforehand(changes, said, settings):

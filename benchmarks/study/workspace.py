@@ -23,7 +23,7 @@ from stages import clean, finetune, layout, params, prune, recipe, train
 from stages.files import digest, read_json, replacing, write_json
 from stages.params import PARAMS_FILE, Method, Params
 
-_NOT_OF_A_CELL = {"sweep", "search", "target", "tracking"}
+_NOT_OF_A_CELL = {"sweep", "search", "target", "tracking", "export", "benchmark"}
 _TIMES = "made.json"
 """Beside masks: which params they were made with, and how long it took."""
 
@@ -127,8 +127,12 @@ def _prepare(made: Params, shared: Path) -> None:
     if not data.is_dir():
         _write_params(made)
         clean.main()
-        shutil.rmtree(data, ignore_errors=True)
-        layout.DATA.rename(data)
+        try:
+            layout.DATA.rename(data)
+        except OSError:  # it is there by now: another seed has cleaned beside this one, to the same bytes
+            if not data.is_dir():
+                raise
+            shutil.rmtree(layout.DATA)
     if not layout.DATA.is_symlink() or layout.DATA.resolve() != data.resolve():
         layout.DATA.unlink(missing_ok=True)
         layout.DATA.parent.mkdir(parents=True, exist_ok=True)

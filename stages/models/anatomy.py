@@ -99,7 +99,7 @@ def describe(model: nn.Module) -> Anatomy:
     matrices: dict[str, Matrix] = {}
     seen: set[int] = set()
     for stack_name, stack in _stacks(model):
-        side: Side = "encoder" if re.match(r"(model\.)?encoder\.", f"{stack_name}.") else "decoder"
+        side = _side(model, stack_name)
         for index, block in enumerate(stack):
             for name, module in block.named_modules():
                 weight = module.weight if isinstance(module, nn.Linear | Conv1D) else None
@@ -112,6 +112,7 @@ def describe(model: nn.Module) -> Anatomy:
                 matrices[full] = Matrix(full, weight, isinstance(module, Conv1D), role, side, prefix)
     if not matrices:
         raise UserError(f"found no layers to prune in a {type(model).__name__}: its architecture is not supported")
+    _warn_of_what_stays(model, matrices)
     unknown = [name for name, matrix in matrices.items() if matrix.role == "unknown"]
     if unknown:
         print(
@@ -130,6 +131,35 @@ def nonzero(model: nn.Module) -> int:
 def count_nonzero(tensor: Tensor) -> int:
     """Elements that are not zero."""
     return int(tensor.detach().count_nonzero())
+
+
+MOST = 0.1
+"""Share of the weights in repeated blocks that may be of no linear map without a word: tables of positions, gates."""
+
+
+def _warn_of_what_stays(model: nn.Module, matrices: dict[str, Matrix]) -> None:
+    """Say so where much of the blocks is never pruned, as fused experts, which are parameters of three dimensions."""
+    blocks = {f"{matrix.block}." for matrix in matrices.values()}
+    inside = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and any(name.startswith(block) for block in blocks)
+    }
+    staying = {name: numel for name, numel in inside.items() if name not in matrices}
+    share = sum(staying.values()) / sum(inside.values())
+    if share > MOST:
+        print(
+            f"warning: {share:.0%} of the weights in the repeated blocks of a {type(model).__name__} are no linear "
+            f"maps and stay as they are, such as {max(staying, key=lambda name: staying[name])}",
+            file=sys.stderr,
+        )
+
+
+def _side(model: Any, stack: str) -> Side:
+    """Where a stack of layers is: by the first part of its name that says so, where a model has two sides."""
+    two = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    named = re.search(r"(?:^|\.)(encoder|decoder)(?:\.|$)", stack) if two else None
+    return "encoder" if named and named[1] == "encoder" else "decoder"
 
 
 def _family(model: Any, side: Side) -> str:

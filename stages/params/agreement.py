@@ -75,12 +75,16 @@ def levels_fit_the_pattern(params: Params) -> None:
         share = 1 - kept / group
         # With matrices left out the sparsity over all is lower than the pattern's.
         least = 0 if params.prune.layers else share
+
+        def fits(sparsity: float) -> bool:
+            return least - 1e-9 <= params.prune.nearest(sparsity) <= share + 1e-9
+
         zeros = params.prune.structured.zeros
-        if zeros and "structured" in params.sweep.method and not least - 1e-9 <= zeros <= share + 1e-9:
-            raise ValueError(f"prune.pattern {kept}:{group} is sparsity {share:.10g}, structured.zeros is {zeros:.10g}")
+        if zeros and "structured" in params.sweep.method and not fits(zeros):
+            raise ValueError(f"prune.pattern {kept}:{group} is sparsity {share:.4g}, structured.zeros is {zeros:.10g}")
         held = set(params.sweep.method) != {"structured"}  # whose own sparsity has no pattern
-        if held and (wrong := [s for s in params.sweep.sparsity if not least - 1e-9 <= s <= share + 1e-9]):
-            raise ValueError(f"prune.pattern {kept}:{group} is sparsity {share:.10g}, sweep.sparsity has {wrong[0]}")
+        if held and (wrong := [s for s in params.sweep.sparsity if not fits(s)]):
+            raise ValueError(f"prune.pattern {kept}:{group} is sparsity {share:.4g}, sweep.sparsity has {wrong[0]}")
 
 
 RULES = (

@@ -113,6 +113,8 @@ Removed = Literal["auto"] | Annotated[float | int, Field(ge=0, lt=1)]
 """Share of a kind of unit that goes, or whatever the level's sparsity asks for."""
 
 
+ROUNDED = 5e-4
+"""How far a sparsity of three digits may be from the share it means."""
 Part = Literal[
     "reply",
     "head",
@@ -209,6 +211,16 @@ class Prune(Section):
     alps: Alps
     dsnot: DSnoT
     structured: Structured
+
+    def nearest(self, sparsity: float) -> float:
+        """What an N:M pattern makes of a sparsity: its own of one that is it in three digits, such as 0.667 of 1:3.
+
+        With layers that have a sparsity of their own every one is meant as it is.
+        """
+        if self.group is None or self.layers:
+            return sparsity
+        own = 1 - self.group[0] / self.group[1]
+        return own if abs(sparsity - own) <= ROUNDED else sparsity
 
     @property
     def group(self) -> tuple[int, int] | None:

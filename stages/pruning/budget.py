@@ -125,7 +125,8 @@ def outlier_shares(
     """Sparsity of each matrix by the share of outliers among its scores: more outliers, fewer pruned.
 
     Ratios are scaled to a range of 2 * spread and recentred so that the mean over all weights is `sparsity`.
-    Yin et al. 2024, Outlier Weighed Layerwise Sparsity (OWL), section 3.2.
+    Yin et al. 2024, Outlier Weighed Layerwise Sparsity (OWL), section 3.2. Near 0 and 1, where that range would take
+    whole matrices away or leave them whole, it is narrowed until none is more than half-way from the mean to either.
 
     Args:
         ratios: share of outliers of each matrix (of its block).
@@ -136,7 +137,9 @@ def outlier_shares(
     low, high = min(ratios.values()), max(ratios.values())
     scaled = {name: (ratio - low) / (high - low) * 2 * spread if high > low else 0.0 for name, ratio in ratios.items()}
     mean = sum(scaled[name] * size for name, size in sizes.items()) / sum(sizes.values())
-    return {name: min(max(sparsity - (value - mean), 0.0), 1.0) for name, value in scaled.items()}
+    above, below = mean - min(scaled.values()), max(scaled.values()) - mean
+    narrow = min(1.0, *(room / 2 / off for room, off in ((1 - sparsity, above), (sparsity, below)) if off > 0))
+    return {name: sparsity - narrow * (value - mean) for name, value in scaled.items()}
 
 
 def _first_match(name: str, layers: Mapping[str, float]) -> float | None:

@@ -32,8 +32,8 @@ def choose(
 ) -> Masks:
     """Masks that prune exactly round(sparsity * n) of the n eligible weights.
 
-    Of a pattern of blocks or units the count is exact to one of them. Of a criterion that updates weights, those that
-    are kept are changed in place.
+    Of a pattern of blocks or units the count is exact to one of them, and N:M is what `Prune.nearest` says. Of a
+    criterion that updates weights, those that are kept are changed in place.
 
     Args:
         context: the model and what to look at.
@@ -96,7 +96,7 @@ def _planned(
 ) -> budget.Budget:
     layers = {name: share * progress for name, share in rules.layers.items()}
     unit = "weights" if pattern.size == 1 else f"blocks of {rules.pattern}"
-    planned = budget.divide(sizes, sparsity, layers, gone, unit=unit)
+    planned = budget.divide(sizes, rules.nearest(sparsity), layers, gone, unit=unit)
     mean = planned.rest / max(sum(sizes[name] for name in planned.others), 1)
     fixed = planned.fixed
     _check(pattern, matrices, {n: fixed[n] / max(sizes[n], 1) if n in fixed else mean for n in sizes})
@@ -158,9 +158,9 @@ def _spread(
     others = {name: sizes[name] for name in planned.others}
     shares = None
     if rules.allocation == "owl" and others and planned.rest:
-        ratios = outlier_ratios(context, rules.owl.threshold)
+        ratios = outlier_ratios(context, rules.owl.threshold, others)
         mean = planned.rest / sum(others.values())
-        shares = budget.outlier_shares({n: ratios[n] for n in others}, others, mean, rules.owl.spread)
+        shares = budget.outlier_shares(ratios, others, mean, rules.owl.spread)
     return budget.apportion(planned.rest, others, shares, gone)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -106,25 +106,29 @@ def prune_in_order(
             already = None if held is None else matrix.oriented(held[name]).to(weight.device)
             rows = context.settings.scope == "row"
             layer = Layer(name, weight, statistic, counts[name], pattern, rows, already, context.settings)
-            if not layer.count:
-                found.put(name, keep_whole(matrix.weight))
-                continue
             kept = criterion.prune(layer)
             weight.masked_fill_(~kept, 0.0)
             found.put(name, matrix.oriented(kept))
 
-    walk(context, criterion.statistic, visit)
+    losing = [name for name, count in counts.items() if count]
+    if losing:
+        walk(context, criterion.statistic, visit, losing)
     masks = Masks()
-    for name in context.matrices:
-        masks.put(name, found[name])
+    for name, matrix in context.matrices.items():
+        masks.put(name, found[name] if name in found else keep_whole(matrix.weight))
     return masks
 
 
 @torch.no_grad()
-def outlier_ratios(context: Context, threshold: float) -> dict[str, float]:
+def outlier_ratios(context: Context, threshold: float, names: Iterable[str]) -> dict[str, float]:
     """Share of |w|*|x| above `threshold` times their mean, of the block that each matrix is in.
 
     Yin et al. 2024, OWL, equation 1, of the dense model.
+
+    Args:
+        context: the model and its calibration batches.
+        threshold: the paper's M.
+        names: of the matrices that the sparsity is divided between; others have no say.
     """
     ratios: dict[str, float] = {}
 
@@ -139,5 +143,5 @@ def outlier_ratios(context: Context, threshold: float) -> dict[str, float]:
         ratio = above / sum(s.numel() for s in scores)
         ratios.update(dict.fromkeys(statistics, ratio))
 
-    walk(context, Norms, visit)
+    walk(context, Norms, visit, names)
     return ratios

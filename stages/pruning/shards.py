@@ -115,8 +115,9 @@ def prune_folder(source: Path, target: Path, sparsity: float, rules: Prune) -> O
     model = _skeleton(source)
     shards = Shards(source)
     matrices = anatomy.describe(model).matrices
-    _check(shards, matrices)
-    scores = Scores(matrices, lambda name: shards[name].float().abs())  # fp32, as a model in memory has them
+    called = _names(shards, model)
+    _check(shards, called, matrices)
+    scores = Scores(matrices, lambda name: shards[called[name]].float().abs())  # fp32, as a model in memory has them
     context = Context(model, matrices, list, 0, None)
     masks = engine.choose(context, Criterion(lambda _: scores), sparsity, rules)
     repeated = copies(model)
@@ -127,17 +128,27 @@ def prune_folder(source: Path, target: Path, sparsity: float, rules: Prune) -> O
                 shutil.copy(file, partial / file.name)
         for shard in sorted(set(shards.files.values())):
             tensors, metadata = shards.of(shard)
-            _apply(tensors, masks, repeated)
+            _apply(tensors, masks, repeated, {own: name for name, own in called.items()})
             save_file(tensors, partial / shard, metadata=metadata)
     return Outcome(masks.pruned, masks.numel)
 
 
-def _check(shards: Shards, matrices: Mapping[str, Matrix]) -> None:
+def _names(shards: Shards, model: PreTrainedModel) -> dict[str, str]:
+    """What the folder calls each tensor, by the model's name for it.
+
+    Saved without its head, as GPT-2 was, a model lacks the prefix that it has within the one with a head.
+    """
+    known = model.state_dict().keys()
+    prefix = f"{model.base_model_prefix}."
+    return {own if own in known else f"{prefix}{own}": own for own in shards.files}
+
+
+def _check(shards: Shards, called: Mapping[str, str], matrices: Mapping[str, Matrix]) -> None:
     """Check that the weights are there, as the config describes them, and are numbers that have a magnitude."""
     for name, matrix in matrices.items():
-        if name not in shards.files:
+        if name not in called:
             raise UserError(f"{shards.folder} names its weights in another way than the model: there is no {name}")
-        shape, kind = shards.kind(name)
+        shape, kind = shards.kind(called[name])
         wanted = matrix.weight.shape
         if shape != wanted:
             raise UserError(
@@ -147,9 +158,10 @@ def _check(shards: Shards, matrices: Mapping[str, Matrix]) -> None:
             raise UserError(f"{shards.folder}: {name} is {kind}: prune the checkpoint that it was quantised from")
 
 
-def _apply(tensors: Mapping[str, Tensor], masks: Masks, repeated: Mapping[str, str]) -> None:
-    """Set to zero what the masks do not keep, in the copies of shared weights as well."""
-    for name, tensor in tensors.items():
+def _apply(tensors: Mapping[str, Tensor], masks: Masks, repeated: Mapping[str, str], names: Mapping[str, str]) -> None:
+    """Set to zero what the masks do not keep, in the copies of shared weights as well; names are the model's."""
+    for own, tensor in tensors.items():
+        name = names[own]
         chosen = repeated.get(name, name)
         if chosen in masks:
             tensor.masked_fill_(~masks[chosen], 0.0)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stages.errors import UserError
 from stages.models.anatomy import Matrix
-from stages.models.checkpoint import IGNORED
+from stages.models.checkpoint import IGNORED, by
 from stages.pruning.criterion import NO_CALIBRATION, Context
 from stages.pruning.statistics import Statistic
 
@@ -29,16 +29,28 @@ Visit = Callable[[str, dict[str, Statistic]], None]
 
 
 @torch.no_grad()
-def walk(context: Context, statistic: Callable[[int, torch.device], Statistic], visit: Visit) -> None:
-    """Take the calibration batches through the model, and call `visit` at every block that has eligible matrices.
+def walk(
+    context: Context,
+    statistic: Callable[[int, torch.device], Statistic],
+    visit: Visit,
+    names: Iterable[str] | None = None,
+) -> None:
+    """Take the calibration batches through the model, and call `visit` at every block that has matrices asked for.
 
     Blocks come in the order in which the model computes them.
+
+    Args:
+        context: the model and its calibration batches.
+        statistic: makes what is gathered of a matrix's inputs.
+        visit: see `Visit`.
+        names: of the matrices; all that are eligible if None.
 
     Raises:
         UserError: there are no calibration texts, or none reaches a matrix.
     """
     model: Any = context.model
-    blocks, device = _blocks(context), next(model.parameters()).device.type
+    blocks = _blocks(context.matrices[name] for name in (context.matrices if names is None else names))
+    device = next(model.parameters()).device.type
     batches = list(context.batches())
     if not batches:
         raise UserError(NO_CALIBRATION)
@@ -50,9 +62,9 @@ def walk(context: Context, statistic: Callable[[int, torch.device], Statistic], 
         _abreast(passes, lambda block: visit(block, gathering.take(block, blocks[block])), len(blocks))
 
 
-def _blocks(context: Context) -> dict[str, list[Matrix]]:
+def _blocks(matrices: Iterable[Matrix]) -> dict[str, list[Matrix]]:
     blocks: dict[str, list[Matrix]] = {}
-    for matrix in context.matrices.values():
+    for matrix in matrices:
         blocks.setdefault(matrix.block, []).append(matrix)
     return blocks
 
@@ -87,8 +99,8 @@ def _abreast(passes: Sequence[greenlet], at_block: Callable[[str], None], count:
 
 DIFFERENT = "calibration batches took different ways through the model: {}"
 NO_TOKENS = (
-    "{} is given {} vectors for {} tokens, so that padding cannot be told apart: this architecture can be pruned by "
-    "magnitude or gradients only"
+    "{} is given {} vectors for {} tokens (texts x length), so that padding cannot be told apart: this architecture "
+    "can be pruned by magnitude or gradients only"
 )
 
 
@@ -179,9 +191,11 @@ class _Gathering:
         for seen in self._seen:
             seen.alone = seen.alone and seen.statistic is not mine
         self._seen.append(_Seen(inputs, inputs._version, mine, alone))
-        flat, real = inputs.detach().flatten(0, -2), self._real(matrix, inputs).flatten()
-        if len(flat) != len(real):
-            raise UserError(NO_TOKENS.format(matrix.name, len(flat), len(real)))
+        flat, real = inputs.detach().flatten(0, -2), self._real(matrix, inputs)
+        if len(flat) != real.numel() or (inputs.dim() == 3 and inputs.shape[:2] != real.shape):
+            given, tokens = by(inputs.shape[:-1]), by(real.shape)
+            raise UserError(NO_TOKENS.format(matrix.name, given, tokens))
+        real = real.flatten()
         mine.add((flat if bool(real.all()) else flat[real]).float())
 
     def _sharers(self, statistic: Statistic) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import layout
+from stages.files import md5_of
 from stages.tracking.identity import Run, is_split
 from stages.tracking.pipeline import CONTROLS, Entry, Pipeline
 from stages.tracking.view import COLOR_TAG, color
@@ -167,7 +167,7 @@ def _read(path: Path, md5: str) -> str | None:
         data = path.read_bytes()
     except OSError:
         return None
-    return data.decode("utf-8") if hashlib.md5(data, usedforsecurity=False).hexdigest() == md5 else None
+    return data.decode("utf-8") if md5_of(data) == md5 else None
 
 
 def _figures(data: str) -> dict[str, float]:

@@ -70,7 +70,8 @@ class ResumableTrainer(Trainer):
         self._every = every
         self._restored: Path | None = None
         if store:
-            self.add_callback(_BetweenSteps(self))
+            # First, since others begin a step by what the one before it, or a checkpoint, left.
+            self.callback_handler.callbacks.insert(0, _BetweenSteps(self))
 
     def run(self) -> None:
         """Train, from the latest checkpoint on if there is one."""

@@ -33,8 +33,8 @@ class Rewind(TrainerCallback):
         self._before = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
 
     @torch.no_grad()
-    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
-        """Rewind, if a round begins with the next step."""
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
+        """Rewind, if a round begins with this step."""
         if state.global_step not in self._starts:
             return
         optimizer.state.clear()

@@ -44,18 +44,20 @@ class HoldMasks(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Apply the first masks."""
-        if state.global_step == 0:  # a resumed run has had its refresh of the step
-            self._refresh(0)
         self.apply()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Prune further if this step is one of the plan's.
+
+        Not when the step before it ends: a loss that is measured in between is of what was trained.
+        """
+        if state.global_step in self._plan:
+            self._set(self._choose(self._plan[state.global_step], self.masks))
+            self.apply()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Zero what the optimizer revived."""
         self.apply()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Prune further if the next step is one of the plan's."""
-        if state.global_step < state.max_steps:
-            self._refresh(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """Put the sparsity on the loss curve."""
@@ -69,11 +71,6 @@ class HoldMasks(TrainerCallback):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the masks that `state_dict` gave; weights are as they were then."""
         self._hold(Masks({name: state[f"mask.{name}"] for name in self.weights}))
-
-    def _refresh(self, step: int) -> None:
-        if step in self._plan:
-            self._set(self._choose(self._plan[step], self.masks))
-            self.apply()
 
     def _set(self, masks: Masks) -> None:
         self._hold(masks)

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from shared import FAMILIES, SOURCES, TARGETS
-from transformers import AutoTokenizer
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
+    LEDConfig,
+    LEDForConditionalGeneration,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from stages.errors import UserError
 from stages.models import anatomy, checkpoint
@@ -108,6 +116,36 @@ def test_eligible_are_the_linear_maps_of_the_blocks(family, build_family):
     assert not kept_out & {id(weight) for weight in described.weights.values()}
     assert not any("pooler" in name or "relative" in name or "cls." in name for name in described.weights)
     assert described.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_layers_are_of_the_side_that_their_name_says():
+    """LED's are in `led.encoder.layers`; the layers of a BERT that generates alone are in `bert.encoder.layer`."""
+    sizes = {"vocab_size": 32, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "attention_window": 4}
+    heads = {f"{side}_attention_heads": 2 for side in ("encoder", "decoder")}
+    led = LEDForConditionalGeneration(LEDConfig(**sizes, **heads, encoder_ffn_dim=8, decoder_ffn_dim=8))
+    found = anatomy.describe(led).matrices
+    assert {matrix.side for name, matrix in found.items() if "encoder.layers" in name} == {"encoder"}
+    assert {matrix.side for name, matrix in found.items() if "decoder.layers" in name} == {"decoder"}
+    alone = BertLMHeadModel(BertConfig(**_bert(), is_decoder=True))
+    assert {matrix.side for matrix in anatomy.describe(alone).matrices.values()} == {"decoder"}
+
+
+def test_much_that_is_never_pruned_is_said(capsys):
+    """Experts of a Mixtral are parameters of three dimensions."""
+    sizes = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4}
+    found = anatomy.describe(MixtralForCausalLM(MixtralConfig(**sizes, **heads)))
+    # 4 matrices of attention, 8 x 8; of each expert 3, 8 x 16; a router, 4 x 8.
+    assert found.eligible == 4 * 64
+    said = capsys.readouterr().err
+    assert f"{(4 * 3 * 128 + 32) / (4 * 3 * 128 + 32 + 256):.0%} of the weights" in said and "mlp.experts" in said
+    anatomy.describe(BertLMHeadModel(BertConfig(**_bert(), is_decoder=True)))
+    assert "stay" not in capsys.readouterr().err
+
+
+def _bert() -> dict[str, int]:
+    sizes = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8}
+    return {**sizes, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def test_a_model_without_blocks_is_refused():

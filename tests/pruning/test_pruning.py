@@ -18,7 +18,7 @@ from stages import params
 from stages.bitmasks import MASKS_FILE, Masks
 from stages.errors import UserError
 from stages.models.anatomy import Matrix
-from stages.pruning import changes, criterion, engine, masks, schedules
+from stages.pruning import budget, changes, criterion, engine, masks, schedules
 
 
 def two_layers(seed: int = 0) -> nn.Sequential:
@@ -118,6 +118,24 @@ def test_count_is_exact_even_when_all_tie_and_sparser_masks_nest(select, values,
     assert sum(int((~m).sum()) for m in chosen.values()) == round(sparsity * len(values))
     denser = select(scores, sparsity / 2)
     assert all(bool((denser[name] | ~chosen[name]).all()) for name in chosen)
+
+
+def test_outliers_divide_sparsity_by_hand():
+    """Ratios 0, 1 and 0.5 of one size: spread 0.1 is 0.1 off the mean on either side, 0.03 where 0.015 is half-way."""
+    ratios, sizes = {"few": 0.0, "many": 0.04, "some": 0.02}, dict.fromkeys(("few", "many", "some"), 8)
+    found = budget.outlier_shares(ratios, sizes, 0.6, 0.1)
+    assert found == pytest.approx({"few": 0.7, "many": 0.5, "some": 0.6})
+    assert budget.outlier_shares(ratios, sizes, 0.97, 0.1) == pytest.approx({"few": 0.985, "many": 0.955, "some": 0.97})
+    assert budget.outlier_shares(ratios, sizes, 0.04, 0.1) == pytest.approx({"few": 0.06, "many": 0.02, "some": 0.04})
+    assert budget.outlier_shares(dict.fromkeys(ratios, 0.5), sizes, 0.97, 0.1) == dict.fromkeys(ratios, 0.97)
+
+
+@pytest.mark.parametrize("pattern, sparsity", [("1:3", 0.667), ("2:3", 0.333), ("1:6", 0.833), ("1:3", 2 / 3)])
+def test_a_pattern_s_sparsity_is_meant_in_three_digits(pattern, sparsity, select):
+    scores = {"a": torch.rand(6, 12), "b": torch.rand(5, 6)}
+    kept, group = map(int, pattern.split(":"))
+    for mask in select(scores, sparsity, pattern=pattern).values():
+        assert bool((mask.reshape(-1, group).sum(1) == kept).all())
 
 
 def test_ties_go_in_model_order(select):

@@ -46,6 +46,28 @@ def test_same_as_in_memory(family, saved, settings, tmp_path):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in generator.model.state_dict().items())
 
 
+def test_weights_saved_without_a_head(saved, settings, tmp_path):
+    """As GPT-2's were: `h.0.attn.c_attn.weight`, which is `transformer.h.0.…` in the model that generates."""
+    generator, folder = saved("gpt2")
+    for shard in folder.glob("*.safetensors*"):
+        shard.unlink()
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in generator.model.state_dict().items()}
+    del bare["lm_head.weight"]
+    save_file({name: tensor.clone() for name, tensor in bare.items()}, folder / "model.safetensors")
+    outcome = prune_folder(folder, tmp_path / "pruned", 0.6, settings().prune)
+    assert Shards(tmp_path / "pruned").files.keys() == bare.keys()
+    loaded = checkpoint.load(tmp_path / "pruned").model
+    matrices = anatomy.describe(generator.model).matrices
+    chosen = engine.choose(
+        criterion.Context(generator.model, matrices, list, 0, None),
+        criterion.find("magnitude"),
+        0.6,
+        settings().prune,
+    )
+    assert outcome.pruned == chosen.pruned
+    masks.check_held(anatomy.describe(loaded).weights, chosen)
+
+
 BF16, F16, F64 = torch.bfloat16, torch.float16, torch.float64
 
 

@@ -82,16 +82,38 @@ def test_inputs_are_refreshed_where_training_computes_in_bf16(family, build_fami
         torch.testing.assert_close(wrapped[name], plain[name], msg=name)
 
 
-def test_what_is_given_others_than_tokens_is_refused(build_family, settings):
-    """Such as experts, each of which is given the tokens that are sent to it."""
+@pytest.mark.parametrize(
+    "given, back",
+    [
+        (lambda x: x[:, 1:], lambda x: torch.cat([x[:, :1], x], dim=1)),  # as experts are, what is sent to them
+        (lambda x: x.transpose(0, 1), lambda x: x.transpose(0, 1)),  # as many as tokens, in another order: FSMT
+    ],
+)
+def test_what_is_given_others_than_tokens_is_refused(given, back, build_family, settings):
     context = context_of(build_family("gpt2"), settings, "wanda", batch=2)
     first = next(iter(context.matrices.values()))
     module = context.model.get_submodule(first.name.removesuffix(".weight"))
     whole = module.forward
-    module.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, 1:],), prepend=True)
-    module.forward = lambda inputs: whole(torch.cat([inputs[:, :1], inputs], dim=1))
+    module.register_forward_pre_hook(lambda _, inputs: (given(inputs[0]),), prepend=True)
+    module.forward = lambda inputs: whole(back(inputs))
     with pytest.raises(UserError, match="padding cannot be told apart"):
         gathered(context)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_a_matrix_that_no_text_reaches_can_be_protected(method, build_family, settings):
+    """As Mamba's `dt_proj`, whose weight is multiplied outside of it."""
+    context = context_of(build_family("llama"), settings, method, batch=2)
+    aside = context.model.get_submodule("model.layers.1.mlp.gate_proj")
+    parent = context.model.get_submodule("model.layers.1.mlp")
+    parent.forward = lambda x: parent.down_proj(nn.functional.silu(x @ aside.weight.T) * parent.up_proj(x))
+    with pytest.raises(UserError, match=r"reaches model.layers.1.mlp.gate_proj.weight: protect it"):
+        engine.choose(context, criterion.find(method), 0.5, settings().prune)
+    for division in ({}, {"allocation": "owl", "scope": "layer"}):
+        rules = settings(prune={"layers": {"model.layers.1.mlp.gate_proj.weight": 0}, **division}).prune
+        found = engine.choose(context, criterion.find(method), 0.5, rules)
+        assert found.pruned == round(0.5 * found.numel)
+        assert bool(found["model.layers.1.mlp.gate_proj.weight"].all())
 
 
 def test_nothing_is_kept_of_matrices_that_are_done(build_family, settings):

@@ -33,6 +33,7 @@ def test_scores_add_up_by_hand_and_hidden_weights_come_back():
 
     holder = LearnMasks({"w": weight}, masks.keep_all({"w": weight}), {1: 1 / 3, 2: 1 / 3}, choose, movement.learn)
     holder.on_train_begin(None, types.SimpleNamespace(global_step=0), None)
+    holder.on_step_begin(None, types.SimpleNamespace(global_step=0), None)
     for done, gradient in enumerate(([1.0, 1.0, 0.0], [-9.0, 0.0, 1.0], [1.0, 1.0, 1.0])):
         state = types.SimpleNamespace(global_step=done, max_steps=3)
         weight.grad = torch.tensor([gradient])
@@ -41,7 +42,7 @@ def test_scores_add_up_by_hand_and_hidden_weights_come_back():
             weight -= 0.5 * weight.grad + 0.01  # an optimizer whose momentum moves every weight
         holder.on_optimizer_step(None, state, None)
         state.global_step += 1
-        holder.on_step_end(None, state, None)
+        holder.on_step_begin(None, state, None)
         masks.check_held({"w": weight}, holder.masks)
         if done == 0:
             # S = -w*g = (-1, 2, 0): the first goes, at 1 - 0.5 - 0.01.
@@ -84,8 +85,6 @@ class Watch(LearnMasks):
     """Keeps the masks of every step."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        masks.check_held(self.weights, self.masks)
-        super().on_step_end(args, state, control, **kwargs)
         masks.check_held(self.weights, self.masks)
         self.history = [*getattr(self, "history", []), self.masks]
 

@@ -36,10 +36,14 @@ class Watch(TrainerCallback):
 
     def __init__(self, weights: Any, optimizers: Any = None) -> None:
         self.weights, self.rates, self.seen, self.fresh = weights, [], [], []
+        self.evaluated: list[Any] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
         self.seen.append({name: weight.detach().clone() for name, weight in self.weights.items()})
         self.fresh.append(not optimizer.state)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.evaluated.append({name: weight.detach().clone() for name, weight in self.weights.items()})
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
         self.rates.append(optimizer.param_groups[0]["lr"])
@@ -81,6 +85,14 @@ def test_rounds_rewind(rewind, build_family, settings, tmp_path):
     third = [0.01, 0.02 / 3, 0.01 / 3]
     assert watch.rates == pytest.approx(third * 3 if rewinds else [0.01 * (9 - step) / 9 for step in range(9)])
     assert watch.fresh == [step == 0 or (rewinds and step in starts) for step in range(9)]
+    # A round is an epoch here: its loss is of what it trained, before the next prunes and rewinds.
+    zeros = [sum(int((weight == 0).sum()) for weight in weights.values()) for weights in watch.evaluated]
+    assert zeros == [round(share * holder.masks.numel) for share in (0.2, 0.4, 0.6)]
+    assert not any(
+        torch.equal(weights[name], old * (weights[name] != 0))
+        for weights in watch.evaluated
+        for name, old in before.items()
+    )
     for step, weights in enumerate(watch.seen):
         kept = [weights[name][weights[name] != 0] for name in weights]
         old = [before[name][weights[name] != 0] for name in weights]

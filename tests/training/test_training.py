@@ -145,8 +145,6 @@ class Watch(HoldMasks):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         masks.check_held(self.weights, self.masks)
-        super().on_step_end(args, state, control, **kwargs)
-        masks.check_held(self.weights, self.masks)
         self.history = [*getattr(self, "history", []), self.masks.sparsity]
 
 
