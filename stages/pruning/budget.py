@@ -138,7 +138,7 @@ def outlier_shares(
     scaled = {name: (ratio - low) / (high - low) * 2 * spread if high > low else 0.0 for name, ratio in ratios.items()}
     mean = sum(scaled[name] * size for name, size in sizes.items()) / sum(sizes.values())
     above, below = mean - min(scaled.values()), max(scaled.values()) - mean
-    narrow = min(1.0, *(room / 2 / off for room, off in ((1 - sparsity, above), (sparsity, below)) if off > 0))
+    narrow = min([1.0, *(room / 2 / off for room, off in ((1 - sparsity, above), (sparsity, below)) if off > 0)])
     return {name: sparsity - narrow * (value - mean) for name, value in scaled.items()}
 
 

@@ -46,7 +46,8 @@ def select(settings):
         matrices = matrices_of({name: score.reshape(len(score), -1) for name, score in scores.items()})
         scores = {name: score.reshape(len(score), -1) for name, score in scores.items()}
         context = criterion.Context(nn.Module(), matrices, list, 0, None)
-        return engine.choose(context, by_scores, sparsity, settings(prune={"scope": scope, **rules}).prune)
+        made = settings(prune={"scope": scope, **rules}, **({"sweep": {"sparsity": [sparsity]}} if rules else {}))
+        return engine.choose(context, by_scores, sparsity, made.prune)
 
     return run
 

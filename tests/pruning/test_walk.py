@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from layers import context_of, correlated, gathered, layer_of
 from shared import FAMILIES
 from torch import Tensor, nn
@@ -59,6 +60,8 @@ def test_their_hessian_is_inverted_once(build_family, settings, monkeypatch):
 @pytest.mark.parametrize("family", ["bert", "bart", "gpt2"])
 def test_inputs_are_refreshed_where_training_computes_in_bf16(family, build_family, settings):
     """The model is wrapped as accelerate wraps it; every block is set to zero once it was seen."""
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # of another precision, where a test has trained before
 
     def norms(*, wrapped: bool) -> dict[str, Tensor]:
         context = context_of(build_family(family), settings, "wanda", batch=2)
