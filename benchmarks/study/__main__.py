@@ -70,7 +70,7 @@ def missing(chosen: Plan, path: Path) -> Iterable[Cell]:
     for cell in chosen.cells():
         any_seed = replace(cell, seed=0)  # which has no say in the digest, and there are five
         if any_seed not in known:
-            known[any_seed] = fingerprint(settings(chosen, cell, project), cell)
+            known[any_seed] = fingerprint(chosen, settings(chosen, cell, project), cell)
         if (cell, known[any_seed]) not in there:
             yield cell
 

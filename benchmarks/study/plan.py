@@ -64,6 +64,8 @@ class Plan(Section):
     """Recipes of each language."""
     params: dict[str, Any]
     """Over params.yaml and recipe, of every cell."""
+    later: dict[str, Any] = Field(default_factory=dict)
+    """Params, by dotted name, that came after rows were made: with this value a cell is what it was without them."""
     regimes: dict[str, Regime]
     blocks: Annotated[list[Block], Field(min_length=1)]
 

@@ -7,6 +7,7 @@ The stages are the pipeline's, called as its commands call them; only params dif
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import time
@@ -46,9 +47,14 @@ def settings(plan: Plan, cell: Cell, project: Path) -> Params:
     return params.validate(values, f"params of {cell}")
 
 
-def fingerprint(made: Params, cell: Cell) -> str:
+def fingerprint(plan: Plan, made: Params, cell: Cell) -> str:
     """Digest of the params that decide a cell, but the seed: other methods' knobs have no say, nor what reports do."""
     values = made.model_dump(exclude=_NOT_OF_A_CELL)
+    for name, value in plan.later.items():
+        *sections, key = name.split(".")
+        section = functools.reduce(lambda found, part: found.get(part, {}), sections, values)
+        if key in section and section[key] == value:
+            del section[key]
     del values["runtime"]["seed"]
     for name in get_args(Method):
         if name != cell.method:
@@ -98,7 +104,7 @@ def make(plan: Plan, cell: Cell, models: Path, project: Path) -> Row:
         steps=tuned["steps"],
         prune_seconds=round(chosen["seconds"], 1),
         finetune_seconds=round(seconds, 1),
-        params=fingerprint(made, cell),
+        params=fingerprint(plan, made, cell),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from benchmarks.intervals import estimate
 from benchmarks.study import plan, report, results
 from benchmarks.study.plan import Cell
 from benchmarks.study.results import Row
+from benchmarks.study.workspace import fingerprint, settings
 from stages.errors import UserError
 
 PLAN = Path("benchmarks/study.yaml")
@@ -78,6 +80,24 @@ def test_rows_of_older_params_are_left_out() -> None:
     """Those of another seed too: a mean is over one setting."""
     rows = [row(42, "taylor", 0.9, 1.0, "old"), row(1, "taylor", 0.9, 2.0, "old"), row(1, "taylor", 0.9, 3.0, "new")]
     assert {cell.seed: found.bleu for cell, found in results.latest(rows).items()} == {1: 3.0}
+
+
+def test_rows_are_of_the_params_that_the_plan_has_now() -> None:
+    """If not, after a param was added or its value changed: add it to `later`, or remove rows that it makes others."""
+    chosen = plan.load(PLAN)
+    for found in {replace(row.cell, seed=0): row for row in results.read(ROWS)}.values():
+        assert found.params == fingerprint(chosen, settings(chosen, found.cell, Path.cwd()), found.cell), found.cell
+
+
+def test_params_that_came_later_change_no_digest_at_the_value_they_stand_for() -> None:
+    chosen, cell = plan.load(PLAN), Cell("en", 42, "magnitude", 0.9, "fine_tuned")
+    made = settings(chosen, cell, Path.cwd())
+    without = chosen.model_copy(update={"later": {}})
+    sparse = made.model_copy(update={"finetune": made.finetune.model_copy(update={"storage": "sparse"})})
+    later = chosen.model_copy(update={"later": {"finetune.storage": "dense"}})
+    known = {fingerprint(with_, values, cell) for with_ in (without, later) for values in (made, sparse)}
+    assert len(known) == 3
+    assert fingerprint(later, sparse, cell) == fingerprint(without, sparse, cell)
 
 
 def test_the_page_has_the_tables_of_the_rows() -> None:
