@@ -149,7 +149,7 @@ def _params(changes: Mapping[str, Mapping[str, Change]]) -> Section:
 
 
 def _modules(revision: str | None, lock: Mapping[str, Entry]) -> dict[str, str]:
-    """Modules that a revision's stages ran, path → md5: those that dvc.lock and the fingerprints in it name."""
+    """What a revision's stages ran, module → md5 and library → version: dvc.lock and its fingerprints name them."""
     deps = {path: md5 for entry in lock.values() for path, md5 in entry.deps.items()}
     found = {path: md5 for path, md5 in deps.items() if path.endswith(".py")}
     for path in filter(fingerprints.is_fingerprint, deps):
@@ -161,11 +161,17 @@ def _modules(revision: str | None, lock: Mapping[str, Entry]) -> dict[str, str]:
     return found
 
 
+def _how(name: str, pair: Sequence[str | None]) -> str:
+    """How a module or a library was changed: of a library, from which version to which."""
+    before, now = pair
+    if before and now:
+        return f" {before} → {now}" if fingerprints.is_library(name) else ""
+    return " (new)" if now else " (gone)"
+
+
 def _code(modules: Sequence[Mapping[str, str]]) -> Section:
-    """Modules that stages ran and that are not what they were."""
-    changed = [
-        f"`{path}`" + ("" if all(pair) else " (new)" if pair[1] else " (gone)") for path, pair in _changed(*modules)
-    ]
+    """Modules and libraries that stages ran and that are not what they were."""
+    changed = [f"`{name}`{_how(name, pair)}" for name, pair in _changed(*modules)]
     return Section("Code that stages ran", f"{', '.join(changed)}." if changed else "Unchanged.")
 
 

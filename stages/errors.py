@@ -86,6 +86,7 @@ def _code_as_recorded(script: str) -> Iterator[None]:
     from stages import fingerprints
 
     fingerprints.refuse_edited(script)
+    fingerprints.refuse_other_libraries(script)
     before = set(sys.modules)
     yield
     fingerprints.refuse_edited(script, imported=sys.modules.keys() - before)

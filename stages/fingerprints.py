@@ -1,13 +1,22 @@
-"""Which code a stage runs, in one file that stands for all modules of it where DVC and MLflow are told of inputs."""
+"""Which code a stage runs, in one file that stands for all of it where DVC and MLflow are told of inputs.
+
+It names the stage's modules with their md5s, and the libraries that compute for it with the versions that
+constraints.txt has.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from stages import files, layout
 from stages.errors import UserError
+
+CONSTRAINTS = Path("constraints.txt")
+"""Version of every library."""
 
 
 def file_of(script: str) -> Path:
@@ -20,13 +29,13 @@ def is_fingerprint(path: Path | str) -> bool:
     return Path(path).parent == layout.CODE
 
 
-def text(md5s: Mapping[str, str]) -> str:
-    """What a fingerprint says: path of a module → md5, a line each, which git can compare."""
-    return files.as_json(dict(sorted(md5s.items())))
+def text(recorded: Mapping[str, str]) -> str:
+    """What a fingerprint says: path of a module → md5, library → version, a line each, which git can compare."""
+    return files.as_json(dict(sorted(recorded.items())))
 
 
 def modules(root: Path, fingerprint: Path | str) -> dict[str, str]:
-    """Modules that a fingerprint names, path → md5; none if there is no such fingerprint.
+    """What a fingerprint names, path → md5 and library → version; nothing if there is no such fingerprint.
 
     Raises:
         UserError: it is damaged.
@@ -40,7 +49,7 @@ def modules(root: Path, fingerprint: Path | str) -> dict[str, str]:
 
 
 def parse(content: str) -> dict[str, str]:
-    """The modules of a fingerprint's text.
+    """The modules and libraries of a fingerprint's text.
 
     Raises:
         ValueError: it is none.
@@ -58,13 +67,51 @@ def md5_now(root: Path, fingerprint: Path | str) -> str:
     """
     if not (known := modules(root, fingerprint)):
         return ""
-    now = text({path: _md5(root / path) for path in known})
-    return files.md5_of(now)
+    return files.md5_of(text({name: _now(root, name) for name in known}))
 
 
 def edited(root: Path, fingerprint: Path | str) -> list[str]:
-    """Modules that are not as a fingerprint has them, none of a path that is no fingerprint."""
-    return [path for path, md5 in modules(root, fingerprint).items() if _md5(root / path) != md5]
+    """Modules and libraries that are not as a fingerprint has them, none of a path that is no fingerprint."""
+    return [name for name, recorded in modules(root, fingerprint).items() if _now(root, name) != recorded]
+
+
+def is_library(name: str) -> bool:
+    """Whether what a fingerprint names is a library, not a module's path."""
+    return "/" not in name
+
+
+def pins(root: Path) -> dict[str, str]:
+    """Versions of all libraries, by name in small letters with hyphens; none without constraints.txt."""
+    path = root / CONSTRAINTS
+    return _pins(path, path.stat().st_mtime_ns) if path.is_file() else {}
+
+
+@lru_cache(maxsize=8)
+def _pins(path: Path, changed: int) -> dict[str, str]:
+    found = re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name.lower().replace("_", "-"): version for name, version in found}
+
+
+def refuse_other_libraries(script: str) -> None:
+    """Refuse to compute with libraries of other versions than DVC would record.
+
+    Raises:
+        UserError: one that is installed is not what the script's fingerprint says; a local part, such as +cpu, may be.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name, recorded in modules(Path(), file_of(script)).items():
+        if not is_library(name):
+            continue
+        try:
+            installed = version(name)
+        except PackageNotFoundError:  # of an extra: what needs it says so itself
+            continue
+        if installed.partition("+")[0] != recorded.partition("+")[0]:
+            raise UserError(
+                f"{name} {installed} is installed, {CONSTRAINTS} has {recorded}, by which results are recorded: run "
+                f"`make environment`, or change {CONSTRAINTS}"
+            )
 
 
 def refuse_edited(script: str, imported: Collection[str] | None = None) -> None:
@@ -86,5 +133,8 @@ def _name(path: str) -> str:
     return ".".join(Path(path).with_suffix("").parts).removesuffix(".__init__")
 
 
-def _md5(path: Path) -> str:
+def _now(root: Path, name: str) -> str:
+    if is_library(name):
+        return pins(root).get(name, "")
+    path = root / name
     return files.md5(path) if path.is_file() else ""

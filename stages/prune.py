@@ -19,7 +19,7 @@ from stages import layout, params
 from stages.errors import command
 from stages.files import digest, replacing, write_json
 from stages.params.prune import Penalty
-from stages.runtime import prepare
+from stages.runtime import autocast_bf16, prepare, processes, writes_outputs
 from stages.startup import UNUSED, leave_out
 from stages.text.pairs import Pairs, read_pairs
 
@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pairs = (training.sources, training.targets)
     looked_at = context(generator, described.matrices, pairs, rules, level.method, settings.runtime.seed)
     chosen_masks = engine.choose(looked_at, chosen, level.sparsity, rules)
+    if not writes_outputs():
+        return
     with replacing(layout.pruned_folder(level.key)) as folder:
         folder.mkdir()
         chosen_masks.save(folder / MASKS_FILE)
@@ -137,6 +139,8 @@ def _remove(
         looked_at = context(smaller, left.matrices, pairs, rules, level.method, seed)
         chosen = zeros.choose(looked_at, renamed, rules, zero)
         masks.apply(left.weights, chosen)
+    if not writes_outputs():
+        return
     with replacing(layout.pruned_folder(level.key)) as folder:
         folder.mkdir()
         plan.save(folder / PLAN_FILE)
@@ -166,13 +170,19 @@ def _penalise(
     All sparsities of a method rank the same penalised weights, so the first level keeps them in the scratch
     folder under a hash of all that decides them, and the next ones read them there.
     """
+    import torch
+    import transformers
+
     from stages.pruning import changes
-    from stages.training.checkpoints import Checkpoints, Store
+    from stages.training.checkpoints import Checkpoints, Store, code
     from stages.training.loop import train
     from stages.training.sparsity import Shrink
 
     optimization = settings.train.model_copy(update={"epochs": penalty.epochs, "learning_rate": penalty.learning_rate})
     name = digest(
+        *code(),
+        *(str(part) for part in (torch.__version__, transformers.__version__, processes())),
+        str(autocast_bf16(settings.runtime)),
         layout.model_folder(layout.BASELINE),
         layout.DATA / "train.parquet",
         optimization.model_dump_json(exclude={"checkpoint_every"}),
@@ -194,9 +204,10 @@ def _penalise(
             callbacks=[Shrink(step)],
             checkpoints=checkpoints,
         )
-        with store.writing(0) as folder:
-            changes.save(generator.model, folder / changes.WEIGHTS_FILE, before)
-        checkpoints.remove()
+        if writes_outputs():
+            with store.writing(0) as folder:
+                changes.save(generator.model, folder / changes.WEIGHTS_FILE, before)
+            checkpoints.remove()
     else:
         changes.load(generator.model, kept / changes.WEIGHTS_FILE)
 

@@ -79,7 +79,8 @@ def possible() -> bool:
 def _dvc(arguments: list[str], variables: dict[str, str], output: Connection, ended: Connection) -> None:
     """In a fork of the server: what `python -m stages.run_dvc ARGUMENTS` does."""
     os.setsid()
-    output.send_bytes(b"")
+    with suppress(BrokenPipeError):  # the sweep is gone: what DVC has begun it ends
+        output.send_bytes(b"")
     for number in (1, 2):
         os.dup2(output.fileno(), number)
     output.close()

@@ -105,11 +105,43 @@ def test_a_list_is_damaged_too(fingerprint):
         fingerprints.edited(HERE, fingerprint)
 
 
+def test_versions_of_libraries_are_part_of_it(fingerprint, monkeypatch, capsys):
+    import safetensors
+
+    def pin(version: str) -> None:
+        fingerprints.CONSTRAINTS.write_text(f"# all\nother==1\nSafeTensors=={version}\n")
+        os.utime(fingerprints.CONSTRAINTS, ns=(0, int(version.partition(".")[2].partition(".")[0])))
+
+    def record() -> None:
+        named = {MODULE: md5(Path(MODULE)), "safetensors": fingerprints.pins(HERE)["safetensors"]}
+        fingerprint.write_text(fingerprints.text(named))
+
+    pin(safetensors.__version__)
+    record()
+    assert fingerprints.md5_now(HERE, fingerprint) == md5(fingerprint) and not fingerprints.edited(HERE, fingerprint)
+    monkeypatch.setenv("DVC_STAGE", "train")
+    done = []
+    stage = command(lambda: done.append("ran"))
+    stage()
+    pin("0.0.1")
+    assert fingerprints.edited(HERE, fingerprint) == ["safetensors"]
+    with pytest.raises(SystemExit):
+        stage()
+    assert "error: safetensors is not as outputs/code/test_fingerprints.json has it" in capsys.readouterr().err
+    record()
+    with pytest.raises(SystemExit):
+        stage()
+    said = capsys.readouterr().err
+    assert f"error: safetensors {safetensors.__version__} is installed, constraints.txt has 0.0.1" in said
+    assert done == ["ran"]
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
     """This project's code and graph."""
     shutil.copytree(ROOT / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    for name in ("dvc.yaml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
 
@@ -139,6 +171,17 @@ def test_a_module_that_dvc_does_not_watch_is_named(project):
     assert not make_code(project).returncode
     assert "stages/evaluation/extra.py" in (project / "outputs/code/evaluate.json").read_text()
     assert "stages/evaluation/extra.py" not in (project / "outputs/code/prune.json").read_text()
+
+
+def test_libraries_that_compute_are_named_with_what_is_pinned(project):
+    made = make_code(project)
+    assert not made.returncode, made.stderr
+    pins = fingerprints.pins(project)
+    train, compare = (json.loads((project / f"outputs/code/{name}.json").read_text()) for name in ("train", "compare"))
+    for name in ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy"):
+        assert train[name] == pins[name]
+    assert compare["matplotlib"] == pins["matplotlib"] and "torch" not in compare
+    assert not {"rich", "pydantic", "mlflow", "dvc"} & {*train, *compare}
 
 
 def test_what_only_tracking_imports_is_none_of_it(project):

@@ -203,7 +203,8 @@ class Finished:
         paths = {path for entry in self.entries.values() for path in entry.deps}
         sources = [path for path in paths if not Path(path).is_relative_to(layout.OUTPUTS)]
         code = [path for path in paths if fingerprints.is_fingerprint(path)]
-        sources += [*code, *(module for path in code for module in fingerprints.modules(self.pipeline.root, path))]
+        named = (name for path in code for name in fingerprints.modules(self.pipeline.root, path))
+        sources += [*code, *(name for name in named if not fingerprints.is_library(name))]
         sources += [f"{path}.dvc" for path in sources]
         lines = git("status", "--porcelain", "-uall", "--", *FILES, *sources, folder=self.pipeline.root).splitlines()
         return sorted(line.split(maxsplit=1)[1] for line in lines)

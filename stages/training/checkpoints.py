@@ -50,8 +50,7 @@ class Checkpoints:
     def of(self, *decisive: Path | str | bytes) -> Store:
         """The checkpoints of runs that these, `inputs` and the code decide."""
         remove_recorded()
-        code = sorted(Path(stages.__file__).parent.rglob("*.py"))
-        return Store(self.home / digest(self.name, *code, *self.inputs, *decisive))
+        return Store(self.home / digest(self.name, *code(), *self.inputs, *decisive))
 
     def remove(self) -> None:
         """Remove them: what they led to is kept."""
@@ -69,6 +68,11 @@ class Checkpoints:
             write_json(self.home / ENDED, {"path": out.as_posix(), "md5": md5(out)})
         except OSError:  # no room: what the stage has made is worth more
             self.remove()
+
+
+def code() -> list[Path]:
+    """All that may decide what a training comes to; where it is a key, nothing is taken that other code has made."""
+    return sorted(Path(stages.__file__).parent.rglob("*.py"))
 
 
 def remove_recorded() -> None:
@@ -130,6 +134,8 @@ def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint."""
     try:
         manifest = read_json(folder / MANIFEST)
+        if not manifest:
+            return "it is empty"
         if manifest.keys() != set(_names(folder)):
             return "its files are not those it was written with"
         return next((name for name, written in manifest.items() if _described(folder / name) != written), None)
