@@ -5,8 +5,8 @@
 In:  what git has. Data and models that are not here are taken to be as dvc.lock has them.
 Out: nothing. The exit status is 1 if a stage is out of date, and such stages are named with what has changed of them.
 
-`dvc repro --dry --allow-missing` asks nearly the same, but ends with status 0 whatever it finds, and would run every
-stage that reads a folder of which git has a part, such as the metrics of all levels.
+`dvc repro --dry --allow-missing` asks nearly the same, but ends with status 0 if it finds a stale stage, and on a fresh
+clone takes those for stale that read a folder of which git has a part, such as the metrics of all levels.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from stages import layout, params
 from stages.errors import command
 from stages.files import write_json
-from stages.runtime import prepare, writes_outputs
+from stages.runtime import prepare, run_together, writes_outputs
 from stages.startup import UNUSED, leave_out
 from stages.text.pairs import Pairs, read_pairs
 from stages.tracking.live import track
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = params.load("finetune", "prune", "runtime", "tracking")
     if key != layout.DENSE:
         params.check_level(level.method, level.sparsity)
+    if run_together(settings.runtime, "stages.finetune", key):
+        return
     prepare(settings.runtime)
 
     from stages.models import anatomy, checkpoint
@@ -254,6 +256,7 @@ def _report(
         "loss": outcome.validation_loss,
         "steps": outcome.steps,
         "epochs": outcome.epochs,
+        "bf16": int(outcome.bf16),
     }
     report.write_layers(layout.METRICS / "finetune" / f"{key}.layers.csv", dense, left, names)
     write_curve(layout.METRICS / "finetune" / f"{key}.curve.csv", outcome.curve)

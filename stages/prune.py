@@ -19,7 +19,7 @@ from stages import layout, params
 from stages.errors import command
 from stages.files import digest, replacing, write_json
 from stages.params.prune import Penalty
-from stages.runtime import autocast_bf16, prepare, processes, writes_outputs
+from stages.runtime import autocast_bf16, prepare, processes, run_together, writes_outputs
 from stages.startup import UNUSED, leave_out
 from stages.text.pairs import Pairs, read_pairs
 
@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     level = layout.Level.parse(parser.parse_args(arguments).level)
     settings = params.load("prune", "train", "runtime")
     params.check_level(level.method, level.sparsity)
+    knobs = getattr(settings.prune, level.method)
+    trains = isinstance(knobs, Penalty) or getattr(knobs, "trains_first", False)
+    if trains and run_together(settings.runtime, "stages.prune", level.key):
+        return
     prepare(settings.runtime)
 
     from stages.bitmasks import MASKS_FILE

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import warnings
 
 from stages.errors import UserError
@@ -33,6 +35,31 @@ def prepare(runtime: Runtime) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def run_together(runtime: Runtime, module: str, *arguments: str) -> bool:
+    """Have a stage that trains run by `runtime.processes` processes, which `torchrun` starts; False: by this one alone.
+
+    Where torchrun has started this one, there is nothing to start, and the number has to be that of params: it decides
+    how many texts a step has, and so what comes out.
+
+    Raises:
+        UserError: one of them failed, or it is another number.
+    """
+    if "WORLD_SIZE" in os.environ:
+        if processes() != runtime.processes:
+            raise UserError(
+                f"torchrun started {processes()} processes, runtime.processes is {runtime.processes}: make it as many"
+            )
+        return False
+    if runtime.processes == 1:
+        return False
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+    variables = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}  # outputs are kept here
+    command = (*launcher, str(runtime.processes), "--module", module, *arguments)
+    if subprocess.run(command, env=variables, check=False).returncode:
+        raise UserError(f"one of {runtime.processes} processes failed: what went wrong is said above")
+    return True
 
 
 def processes() -> int:

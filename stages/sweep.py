@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from stages import code, layout, machine, params
 from stages.errors import UserError, command
+from stages.params import Runtime
 from stages.pool import Place, Pool, Task, ordered
 from stages.processes import Processes
 from stages.shell import dvc
@@ -78,7 +79,7 @@ def _place(args: argparse.Namespace, tasks: Sequence[Task], needs: Mapping[str, 
         if hint := machine.left_alone(settings.runtime):
             print(hint, flush=True)
         options = ["--pull"] if args.pull else []
-        yield Processes(args.jobs or workers(settings.runtime.threads), memory_needed, options)
+        yield Processes(args.jobs or workers(settings.runtime), memory_needed, options)
         return
     from stages.cluster.place import workers_at
 
@@ -163,13 +164,13 @@ def _turn(name: str) -> float:
         return 0.0
 
 
-def workers(threads: int) -> int:
+def workers(runtime: Runtime) -> int:
     """As many stages as the cores have room for; one at a time on a GPU, which they would share."""
     import torch
 
     if torch.cuda.is_available():
         return 1
-    return max(1, machine.cores() // threads)
+    return max(1, machine.cores() // (runtime.threads * runtime.processes))
 
 
 def memory_needed() -> int:

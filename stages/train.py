@@ -16,7 +16,7 @@ from pathlib import Path
 from stages import layout, params
 from stages.errors import command
 from stages.files import write_json
-from stages.runtime import prepare, writes_outputs
+from stages.runtime import prepare, run_together, writes_outputs
 from stages.startup import UNUSED, leave_out
 from stages.text.pairs import read_pairs
 from stages.tracking.live import track
@@ -26,6 +26,8 @@ from stages.tracking.live import track
 def main() -> None:
     """Run the stage."""
     settings = params.load("data", "model", "train", "runtime", "tracking")
+    if run_together(settings.runtime, "stages.train"):
+        return
     prepare(settings.runtime)
     _warn_of_unseen(settings.model.checkpoints)
 
@@ -61,6 +63,7 @@ def main() -> None:
             "loss": outcome.validation_loss,
             "steps": outcome.steps,
             "epochs": outcome.epochs,
+            "bf16": int(outcome.bf16),
             "parameters": described.parameters,
             "eligible_parameters": described.eligible,
         }

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_out(_inputs(stages, before))
         _check_current(stages, before, commit)
         with board() as show:
-            place = Processes(args.jobs or workers(runtime.threads), memory_needed, EXECUTE)
+            place = Processes(args.jobs or workers(runtime), memory_needed, EXECUTE)
             pool = Pool(tasks_for(needs, stages), place, logs=logs, show=show)
             pool.run()
         if unmade := [task.name for task in pool.tasks.values() if task.state != "done"]:

@@ -45,6 +45,7 @@ class Runtime(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     threads: Workers
+    processes: Annotated[int, Field(ge=1, le=1024)]
     precision: Literal["auto", "bf16", "fp32"]
     instructions: Literal["portable", "native"]
 

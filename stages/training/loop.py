@@ -47,6 +47,8 @@ class Outcome:
     epochs: float
     validation_loss: float
     """Mean over the tokens of each batch, averaged over validation batches."""
+    bf16: bool
+    """Whether it computed in bf16: what `precision: auto` came to."""
     curve: list[dict[str, float]]
     """Points with `step`, `epoch` and some of `loss`, `validation_loss`, `learning_rate`, `sparsity`."""
 
@@ -123,6 +125,7 @@ def train(
         steps=trainer.state.global_step,
         epochs=float(trainer.state.epoch or 0),
         validation_loss=final,
+        bf16=arguments.bf16,
         curve=_curve(trainer.state.log_history),
     )
 
