@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from stages.training.loop import total_steps, train
     from stages.training.lora import adapted
     from stages.training.rewinding import Rewind
+    from stages.training.tokenised import encoded
 
     training = read_pairs(layout.DATA / "train.parquet")
     validation = read_pairs(layout.DATA / "validation.parquet")
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _cut(level, generator, training, validation, settings)
         return
     described = anatomy.describe(generator.model)
-    examples = generator.encode(training.sources, training.targets)
+    examples = encoded(generator, training.sources, training.targets)
 
     steps = total_steps(len(examples), settings.finetune)
     pace = settings.finetune
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             outcome = train(
                 generator,
                 examples,
-                generator.encode(validation.sources, validation.targets),
+                encoded(generator, validation.sources, validation.targets),
                 settings.finetune,
                 settings.runtime,
                 layout.SCRATCH / f"finetune-{key}",
@@ -117,6 +118,7 @@ def _cut(
     from stages.training.calibration import context
     from stages.training.cutting import cut_and_train, rounds
     from stages.training.loop import total_steps
+    from stages.training.tokenised import encoded
 
     structural = criterion.find(level.method).structure
     assert structural is not None
@@ -130,7 +132,7 @@ def _cut(
     if rules.structured.vocabulary:
         read = seen(generator, training.sources + validation.sources, training.targets + validation.targets)
         generator = trim(generator, read)
-    examples = generator.encode(*pairs)
+    examples = encoded(generator, *pairs)
     gone, zero = zeros.shares(level.sparsity, rules)
     parts = rounds(settings.finetune, gone, total_steps(len(examples), settings.finetune))
 
@@ -160,7 +162,7 @@ def _cut(
         cut = cut_and_train(
             generator,
             examples,
-            generator.encode(validation.sources, validation.targets),
+            encoded(generator, validation.sources, validation.targets),
             parts,
             choose,
             settings.finetune,

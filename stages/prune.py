@@ -181,6 +181,7 @@ def _penalise(
     from stages.training.checkpoints import Checkpoints, Store, code
     from stages.training.loop import train
     from stages.training.sparsity import Shrink
+    from stages.training.tokenised import encoded
 
     optimization = settings.train.model_copy(update={"epochs": penalty.epochs, "learning_rate": penalty.learning_rate})
     name = digest(
@@ -200,8 +201,8 @@ def _penalise(
         checkpoints = Checkpoints(f"prune-{level.key}", settings.train.checkpoint_every, (name,))
         train(
             generator,
-            generator.encode(training.sources, training.targets),
-            generator.encode(validation.sources, validation.targets),
+            encoded(generator, training.sources, training.targets),
+            encoded(generator, validation.sources, validation.targets),
             optimization,
             settings.runtime,
             layout.SCRATCH / f"prune-{name}",

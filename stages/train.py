@@ -36,6 +36,7 @@ def main() -> None:
     from stages.training.checkpoints import Checkpoints
     from stages.training.loop import train
     from stages.training.report import write_curve
+    from stages.training.tokenised import encoded
 
     training = read_pairs(layout.DATA / "train.parquet")
     validation = read_pairs(layout.DATA / "validation.parquet")
@@ -46,8 +47,8 @@ def main() -> None:
     with track("train", layout.BASELINE, settings) as run:
         outcome = train(
             generator,
-            generator.encode(training.sources, training.targets),
-            generator.encode(validation.sources, validation.targets),
+            encoded(generator, training.sources, training.targets),
+            encoded(generator, validation.sources, validation.targets),
             settings.train,
             settings.runtime,
             layout.SCRATCH / "train",
