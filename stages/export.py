@@ -124,7 +124,7 @@ def _level(asked: str) -> str:
             print("No level meets the target: dense is exported.")
             key = layout.DENSE
     if not layout.model_folder(key).is_dir():
-        raise UserError(f"export.level {asked}: {layout.model_folder(key)} is missing: add the level to `sweep`")
+        raise UserError(f"export.level {asked}: {layout.model_folder(key)} is missing: run `dvc repro`, or `dvc pull`")
     return str(key)
 
 

@@ -84,11 +84,12 @@ def test_dense_if_no_level_was_chosen_and_nothing_if_nothing_is_asked_for(projec
 
 
 def test_a_level_that_is_not_there(project, capsys):
-    ask(level="magnitude-0.9")
-    with pytest.raises(SystemExit):
-        export.main([])
-    said = capsys.readouterr().err
-    assert said.startswith("error: export.level magnitude-0.9: ") and "add the level to `sweep`" in said
+    for level, why in (("magnitude-0.9", "is missing: run `dvc repro`"), ("magnitude-0.99", "is no level of sweep")):
+        ask(level=level)
+        with pytest.raises(SystemExit):
+            export.main([])
+        said = capsys.readouterr().err
+        assert f"export.level {level}" in said and why in said
     assert not layout.EXPORT.exists()
 
 
