@@ -59,7 +59,8 @@ def test_the_stage_measures_dense_levels_and_exports(project, capsys):
     assert (layout.BENCHMARK / "pareto.png").read_bytes().startswith(b"\x89PNG")
     machine = json.loads((layout.BENCHMARK / "machine.json").read_text())
     assert machine["rounds"] == 3 and machine["threads"] == 1
-    assert {"torch", "device", "precision", "cores", "cpu_features"} <= machine.keys()
+    assert {"torch", "device", "training_precision", "cores", "cpu_features"} <= machine.keys()
+    assert "precision" not in machine  # generation computes in fp32, whatever training does
     assert "Speed, dense first" in capsys.readouterr().out
 
 
