@@ -136,13 +136,13 @@ def _draw(rows: Sequence[Mapping[str, Any]], settings: params.Params) -> None:
     figures: dict[str, Mapping[str, Any]] = {row["key"]: row for row in levels}
     exported = read_json(layout.metrics_file("export"))
     for format in settings.export.formats:
-        figures[format] = {name: exported[f"{format}/{name}"] for name in names}
+        figures[format] = {name: exported[f"{format}/{name}"] for name in (*names, "compressed_bytes")}
     points = []
     for row in rows:
         own = figures[row["key"]]
         score, low, high = (float(own[name]) for name in names)
         first, median, third = (float(row[f"latency_ms_{share}"]) for share in ("p25", "p50", "p75"))
-        size = float(own.get("compressed_bytes", row["size_bytes"])) / 1e6
+        size = float(own["compressed_bytes"]) / 1e6  # of all, since on disk the zeros of a level save nothing
         points.append(Point(row["key"], (score, low, high), (first, median, third), size))
     chosen = read_json(layout.CHOSEN_FILE)["key"]
     draw(layout.BENCHMARK / "pareto.png", points, metric, settings.evaluate.confidence, chosen)
@@ -182,7 +182,7 @@ def _show(rows: Sequence[Mapping[str, Any]], asked: params.Benchmark, qualities:
     for setting in throughputs:
         beams = f"\n{setting.num_beams} beams" if setting.num_beams > 1 else ""
         headers.append(f"tokens/s\nof {setting.batch_size}{beams}")
-    headers += ["load\ns", "memory\nMB", "size\nMB"]
+    headers += ["load\ns", "memory\nMB", "on disk\nMB"]
     scores = [name for name in NAMES if qualities and name in qualities[0]]
     headers += [NAMES[name] for name in scores] + ["same\noutputs"] * bool(qualities)
     for header in headers:

@@ -178,7 +178,8 @@ def _show(
     table.add_section()
     for format, figures in (exports or {}).items():
         cells = [f"  {format}"] + [comparison.number(figures[name], name) for name in scores]
-        cells += [*comparison.difference(figures, choice.metric), "", f"{figures['size_bytes'] / 1e6:.2f}"]
+        size = figures.get("compressed_bytes")  # not in exports of earlier commits
+        cells += [*comparison.difference(figures, choice.metric), "", "" if size is None else f"{size / 1e6:.2f}"]
         table.add_row(*cells, *([speedups.get(format, "")] if speedups else []))
     for line in comparison.reference_lines(references):
         values = ["" if line[name] is None else comparison.number(line[name], name) for name in scores]
@@ -190,7 +191,7 @@ def _show(
     console.print(f"{'▶ ' if choice.entry else 'No level chosen: '}{choice.why}", highlight=False)
     if warned := comparison.warning(entries, choice, references):
         console.print(warned, style="yellow", highlight=False)
-    said = "Δ and p: against dense, paired bootstrap. MB: compressed, of exports as they are."
+    said = "Δ and p: against dense, paired bootstrap. MB: compressed by zstd."
     console.print(said + " Times faster than dense: one text, in turns." * bool(speedups), style="dim")
     console.print(
         f"\nPictures  {layout.COMPARE / 'quality.png'}, {layout.COMPARE / 'layers.png'}\n"

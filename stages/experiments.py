@@ -23,11 +23,11 @@ from stages import layout
 from stages.errors import UserError
 from stages.files import read_json
 from stages.layout import Level
-from stages.params import PARAMS_FILE
+from stages.params import PARAMS_FILE, read_yaml
 from stages.shell import dvc, git, start_dvc, stopping
 from stages.tracking.client import tracking_uri
 
-NO_EFFECT = ("sweep", "search", "target", "tracking")
+NO_EFFECT = ("sweep", "search", "target", "export", "benchmark", "tracking")
 """Sections of params.yaml that do not change what a level is."""
 RUNNING = ("Stage '", "Running stage", "'")
 """How DVC's first line on a stage begins. The workspace is back as it was by then."""
@@ -106,6 +106,8 @@ def make(level: Level, files: Sequence[str]) -> Result:
     name = next(name for name in _names(level) if name not in taken)
     command = ["exp", "run", "--temp", "--name", name]
     command += ["--set-param", f"sweep.method=[{level.method}]", "--set-param", f"sweep.sparsity=[{level.sparsity}]"]
+    if read_yaml(PARAMS_FILE)["export"]["level"] not in (layout.CHOSEN, layout.DENSE, level.key):
+        command += ["--set-param", f"export.level={layout.CHOSEN}"]  # which is not in the narrowed sweep
     for path in _unversioned(files):
         command += ["--copy-paths", path]
     status = _run_experiment([*command, f"evaluate@{level.key}"])

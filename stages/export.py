@@ -8,7 +8,7 @@ The stage
 In:  outputs/compare/chosen.json, the checkpoint of the level, outputs/predictions of it and of dense,
      outputs/data/test.parquet.
 Out: outputs/export/FORMAT for every format, and outputs/metrics/export.json: quality of what each writes for the test
-     inputs, as `FORMAT/bleu`, and bytes.
+     inputs, as `FORMAT/bleu`, and bytes, on disk and compressed.
 
 The command
 In:  a level's key, `dense`, `baseline`, or the folder of a checkpoint.
@@ -82,6 +82,7 @@ def _stage() -> None:
     from stages.evaluation.figures import quality, rounded, same_share
     from stages.evaluation.generation import decoding, generate
     from stages.evaluation.quality import metrics
+    from stages.evaluation.size import compressed
     from stages.models import checkpoint
     from stages.pruning.structure.compact import compact
     from stages.runtimes import folder
@@ -103,6 +104,7 @@ def _stage() -> None:
             found = quality(measured, outputs, test.references, control=dense, evaluate=evaluate, seed=seed)
             found["same_outputs"] = same_share(outputs, in_torch)
             found["size_bytes"] = folder.size_bytes(partial / format)
+            found["compressed_bytes"] = sum(map(compressed, folder.weight_files(partial / format)))
             figures |= {f"{format}/{name}": value for name, value in rounded(found).items()}
             print(
                 f"{layout.EXPORT / format}: {key}, {found['size_bytes'] / 1e6:.1f} MB, BLEU {found['bleu']:.2f}, "
@@ -124,7 +126,7 @@ def _level(asked: str) -> str:
             print("No level meets the target: dense is exported.")
             key = layout.DENSE
     if not layout.model_folder(key).is_dir():
-        raise UserError(f"export.level {asked}: {layout.model_folder(key)} is missing: add the level to `sweep`")
+        raise UserError(f"export.level {asked}: {layout.model_folder(key)} is missing: run `dvc repro`, or `dvc pull`")
     return str(key)
 
 

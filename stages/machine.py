@@ -21,8 +21,10 @@ INSTRUCTIONS = ("amx", "asimd", "avx", "bf16", "f16c", "fma", "i8mm", "sve")
 
 
 def describe(runtime: Runtime) -> dict[str, str | int]:
-    """What computes here: torch, processor and instructions or GPU, whether all of these are used, precision as `auto`
-    comes out, threads.
+    """What computes here: torch, processor and instructions or GPU, whether all of these are used, precision of
+    training as `auto` comes out, threads.
+
+    Nothing but training goes by that precision: weights are fp32, and so are loss and generation.
     """
     import torch
 
@@ -34,7 +36,7 @@ def describe(runtime: Runtime) -> dict[str, str | int]:
         "torch": torch.__version__,
         "device": device,
         "instructions": runtime.instructions,
-        "precision": precision,
+        "training_precision": precision,
         "threads": runtime.threads,
     }
 

@@ -115,12 +115,22 @@ SHARED = {"model": {"share_weights": True}}
         (SHARED | {"prune": {"pattern": "units"}}, "prune.pattern units"),
         (SHARED | {"finetune": {"schedule": "one_shot", "lora": {"rank": 4}}}, "finetune.lora.rank"),
         ({"prune": {"pattern": "1:3"}, "sweep": {"sparsity": [0.66]}}, "sparsity 0.6667, "),
+        ({"export": {"level": "structured-0.77"}}, "export.level structured-0.77 is no level of sweep: add it there"),
+        ({"export": {"level": "magnitude-0.50"}}, "export.level magnitude-0.50 is no level of sweep"),
+        ({"export": {"formats": ["onnx", "ctranslate2-int8"]}}, "export.formats has ctranslate2-int8, which knows no"),
     ],
 )
 def test_what_no_stage_can_do_is_refused_beforehand(changes, said, settings):
     settings(**SHARED)
     with pytest.raises(UserError, match=re.escape(said)):
         settings(**changes)
+
+
+def test_what_can_be_exported(settings):
+    for level in ("chosen", "dense", "magnitude-0.5"):
+        assert settings(export={"level": level}).export.level == level
+    seq2seq = {"kind": "seq2seq", "architecture": "t5"}
+    settings(export={"formats": ["ctranslate2", "ctranslate2-int8"]}, model=seq2seq)
 
 
 def test_a_level_outside_the_sweep_has_the_same_rules(default_values, tmp_path):
@@ -134,6 +144,7 @@ def test_a_level_outside_the_sweep_has_the_same_rules(default_values, tmp_path):
 
     check("wanda", 0.5)
     check("movement", 0.5)
+    check("movement", 0.5, export={"level": "magnitude-0.5"})
     with pytest.raises(UserError, match=r"were wanda-0.5 in the sweep: .*pattern units"):
         check("wanda", 0.5, prune={"pattern": "units"})
     with pytest.raises(UserError, match=r"finetune\.schedule to cubic"):

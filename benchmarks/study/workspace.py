@@ -43,6 +43,7 @@ def settings(plan: Plan, cell: Cell, project: Path) -> Params:
     level: dict[str, Any] = {"runtime": {"seed": cell.seed}}
     if cell.method != layout.DENSE:
         level |= {"sweep": {"method": [cell.method], "sparsity": [cell.sparsity]}, "search": {"method": cell.method}}
+        level |= {"export": {"level": layout.CHOSEN}}  # the project's may be a level that this sweep has not
     recipe.merge(values, level, str(cell))
     return params.validate(values, f"params of {cell}")
 

@@ -29,7 +29,7 @@ class Point:
         key: a level, or a format.
         score: with the bounds of its interval: score, low, high.
         latency_ms: quartiles of one text: first, median, third.
-        megabytes: of weights or graphs; of a level compressed, which is what its zeros save.
+        megabytes: of weights or graphs, compressed, which shows what zeros save.
     """
 
     key: str
@@ -78,7 +78,7 @@ def draw(path: Path, points: Sequence[Point], metric: str, confidence: float, ch
         left.set_title("Quality and latency", loc="left", fontweight="bold")
         sizes = [(point.megabytes, point.megabytes, point.megabytes) for point in points]
         _scatter(right, points, sizes, chosen, "lower right")
-        right.set_xlabel("size, MB (levels compressed, exports as they are)")
+        right.set_xlabel("size, MB (weights or graphs, compressed by zstd)")
         right.set_title("Quality and size", loc="left", fontweight="bold")
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), frameon=False)

@@ -1,7 +1,8 @@
 """Latency and throughput of `generate`, of several generators side by side in one process.
 
 Timings differ from run to run and machine to machine, so nothing that must be bit-exact holds them. Generators take
-turns batch by batch, each going first as often: whatever else the machine does slows all of them.
+turns batch by batch, every round in another order and over all rounds at the same place on average: whatever else the
+machine does slows all of them.
 """
 
 from __future__ import annotations
@@ -77,17 +78,42 @@ def timings(
     """
     taken = [np.empty((len(generators), setting.rounds)) for setting in measured]
     options = [setting.options(generators) for setting in measured]
+    turns = [orders(len(generators), setting.rounds) for setting in measured]
     for number in range(-1, max(setting.rounds for setting in measured)):
         for i, setting in enumerate(measured):
             if number >= setting.rounds:
                 continue
             batch = spread(texts, setting.batch_size * setting.rounds)[max(number, 0) :: setting.rounds]
-            for turn in range(len(generators)):
-                which = (number + turn) % len(generators)
+            for which in turns[i][max(number, 0)]:
                 elapsed = seconds(generators[which], batch, options[i])
                 if number >= 0:
                     taken[i][which, number] = elapsed
     return [_figures(measured, options, taken, which) for which in range(len(generators))]
+
+
+def orders(count: int, rounds: int) -> list[list[int]]:
+    """Who goes when in each round; drawn, but the same at every call.
+
+    Args:
+        count: generators.
+        rounds: how often each has its turn.
+
+    Returns:
+        For each round a permutation of the generators. Over two rounds or more, the sums of their places differ by
+        at most 1, so that none is earlier than another on average.
+    """
+    draw = np.random.default_rng(0)
+    found: list[list[int]] = []
+    while len(found) < rounds:
+        order = draw.permutation(count)
+        if (left := rounds - len(found)) == 3:
+            # No three orders in pairs: the second begins at the middle of the first, the third makes up for both.
+            second = (np.arange(count) + count // 2) % count
+            third = np.argsort(np.argsort(-(np.arange(count) + second), kind="stable"))
+            found += [order[np.argsort(places)].tolist() for places in (np.arange(count), second, third)]
+        else:
+            found += [order.tolist(), order[::-1].tolist()][:left]
+    return found
 
 
 def _figures(

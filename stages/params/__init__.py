@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.errors import UserError
-from stages.layout import Level
+from stages.layout import CHOSEN, Level
 from stages.params.agreement import RULES
 from stages.params.benchmark import Benchmark
 from stages.params.export import Export
@@ -321,7 +321,9 @@ def check_level(method: str, sparsity: float, path: Path | str = PARAMS_FILE) ->
     check_method(method)
     values = read_yaml(path)
     alone = values["sweep"] | {"method": [method], "sparsity": [sparsity]}
-    validate(values | {"sweep": alone}, origin=f"{path}, were {method}-{sparsity:g} in the sweep")
+    # A level of the sweep that is exported is not to be exported of this one.
+    export = values["export"] | {"level": CHOSEN}
+    validate(values | {"sweep": alone, "export": export}, origin=f"{path}, were {method}-{sparsity:g} in the sweep")
 
 
 def check_method(name: str) -> None:

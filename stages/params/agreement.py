@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stages.layout import CHOSEN, DENSE
 from stages.params.prune import Layerwise
 
 if TYPE_CHECKING:
@@ -87,6 +88,16 @@ def levels_fit_the_pattern(params: Params) -> None:
             raise ValueError(f"prune.pattern {kept}:{group} is sparsity {share:.4g}, sweep.sparsity has {wrong[0]}")
 
 
+def export_can_be_made(params: Params) -> None:
+    """What is exported is made, and formats have a converter for it: the stage comes after all training."""
+    level = params.export.level
+    if level not in (CHOSEN, DENSE, *(made.key for made in params.sweep.levels)):
+        raise ValueError(f"export.level {level} is no level of sweep: add it there, or set {CHOSEN} or {DENSE}")
+    converted = [name for name in params.export.formats if name.startswith("ctranslate2")]
+    if converted and params.model.kind == "encoder_decoder":
+        raise ValueError(f"export.formats has {converted[0]}, which knows no model.kind encoder_decoder: take onnx")
+
+
 RULES = (
     methods_fit_the_pattern,
     movement_is_learnt,
@@ -94,4 +105,5 @@ RULES = (
     structure_trains_anew,
     latency_is_of_these_threads,
     levels_fit_the_pattern,
+    export_can_be_made,
 )

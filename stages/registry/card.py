@@ -31,8 +31,8 @@ LAYERS = (
 """What configs call their numbers of layers: of an encoder, of either or of the only stack, of a decoder."""
 GENERAL = ("prune.scope", "prune.pattern", "prune.allocation")
 TUNING = ("finetune.schedule", "finetune.learning_rate", "finetune.distillation.weight", "finetune.lora.rank")
-MACHINE = ("device", "instructions", "torch", "precision", "threads")
-"""What is said of where timings were taken."""
+MACHINE = ("device", "instructions", "torch", "threads")
+"""What is said of where timings were taken; the precision that is known is of training."""
 
 
 def make(finished: Finished) -> ModelCard:
@@ -208,9 +208,9 @@ def _speed(finished: Finished) -> Iterable[str]:
         yield ""
         where = ", ".join(f"{name} {on[name]}" for name in MACHINE if name in on)
         yield (
-            f"Generators took turns in one process: {where}. Medians (quartiles) of {on['rounds']} batches; a text by "
-            f"greedy search, as long as it comes; throughputs with {on['tokens']} tokens a text. Times faster: than "
-            "dense."
+            f"Generators took turns in one process: {where}; PyTorch in fp32. Medians (quartiles) of {on['rounds']} "
+            f"batches; a text by greedy search, as long as it comes; throughputs with {on['tokens']} tokens a text. "
+            "Times faster: than dense."
         )
     else:
         yield "Not measured: the commit has no benchmark of it."

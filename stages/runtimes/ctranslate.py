@@ -102,9 +102,8 @@ def export(folder: Path, quantization: str | None) -> None:
         try:
             _Converter(source, _head_width(config)).convert(str(folder / FOLDER), quantization=quantization)
         except Exception as error:  # of the converter, each family's loader having its own kinds
-            raise UserError(
-                f"a model of type {family} cannot be exported to CTranslate2: {one_line(error)}; use onnx"
-            ) from error
+            why = one_line(error).partition(" (supported configurations")[0]  # of which there are dozens
+            raise UserError(f"a model of type {family} cannot be exported to CTranslate2: {why}; use onnx") from error
 
 
 def check(generator: Generator, folder: Path, *, exact: bool, name: Path) -> None:

@@ -92,9 +92,14 @@ def load(folder: Path) -> Generator:
     return onnx_model.load(folder)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """An export's graphs or weights: all but its tokenizer and configs."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix != ".json")
+
+
 def size_bytes(folder: Path) -> int:
-    """Bytes of an export's graphs or weights: all but its tokenizer and configs."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.suffix != ".json")
+    """Bytes on disk of an export's graphs or weights."""
+    return sum(file.stat().st_size for file in weight_files(folder))
 
 
 def _write_onnx(

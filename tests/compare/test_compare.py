@@ -43,6 +43,7 @@ def test_speed_and_exports_are_shown_once_they_are_measured(
     main(["--show"])
     assert "faster" not in capsys.readouterr().out
     figures = json.loads(project.read("metrics/evaluate/taylor-0.7.json")) | {"bleu": 47.5, "bleu_delta": -0.75}
+    figures |= {"size_bytes": 7_300_000, "compressed_bytes": 6_400_000}
     project.write_json("metrics/export.json", {f"onnx/{name}": value for name, value in figures.items()})
     (project.folder / "outputs/benchmark").mkdir()
     rows = "key,speedup\ndense,1.0\ntaylor-0.7,1.256\nonnx,7.5\n"

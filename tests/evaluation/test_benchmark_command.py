@@ -10,6 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages import benchmark, layout
+from stages.evaluation import pareto
 from stages.evaluation.comparison import write_csv
 from stages.files import write_json
 from stages.models import checkpoint
@@ -39,14 +40,20 @@ def project(tmp_path, monkeypatch, make_generator, settings) -> Path:
         checkpoint.save(generator, layout.model_folder(key))
     scores = {"bleu": 40.0, "bleu_low": 38.0, "bleu_high": 43.0}
     write_csv(layout.COMPARE / "levels.csv", [{"key": key, "compressed_bytes": 9000} | scores for key in KEYS])
-    write_json(layout.metrics_file("export"), {f"safetensors/{name}": value for name, value in scores.items()})
+    exported = scores | {"compressed_bytes": 9000, "size_bytes": 20_000}
+    write_json(layout.metrics_file("export"), {f"safetensors/{name}": value for name, value in exported.items()})
     write_json(layout.COMPARE / "chosen.json", {"key": "random-0.5"})
     folder.save(generator, layout.EXPORT / "safetensors", "safetensors", source="random-0.5")
     return tmp_path
 
 
-def test_the_stage_measures_dense_levels_and_exports(project, capsys):
+def test_the_stage_measures_dense_levels_and_exports(project, capsys, monkeypatch):
+    drawn = []
+    draw = pareto.draw
+    monkeypatch.setattr(pareto, "draw", lambda path, points, *rest: drawn.extend(points) or draw(path, points, *rest))
     benchmark.main([])
+    # A level and its export of the same weights are as large as each other: one measure for both.
+    assert [point.megabytes for point in drawn] == [0.009] * 4
     rows = list(csv.DictReader((layout.BENCHMARK / "speed.csv").open()))
     assert [row["key"] for row in rows] == [*KEYS, "safetensors"]
     assert [(row["level"], row["runtime"]) for row in rows][2:] == [("random-0.5", "pytorch")] * 2
@@ -59,7 +66,8 @@ def test_the_stage_measures_dense_levels_and_exports(project, capsys):
     assert (layout.BENCHMARK / "pareto.png").read_bytes().startswith(b"\x89PNG")
     machine = json.loads((layout.BENCHMARK / "machine.json").read_text())
     assert machine["rounds"] == 3 and machine["threads"] == 1
-    assert {"torch", "device", "precision", "cores", "cpu_features"} <= machine.keys()
+    assert {"torch", "device", "training_precision", "cores", "cpu_features"} <= machine.keys()
+    assert "precision" not in machine  # generation computes in fp32, whatever training does
     assert "Speed, dense first" in capsys.readouterr().out
 
 

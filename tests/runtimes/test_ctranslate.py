@@ -148,10 +148,11 @@ def test_int8_is_smaller(restless, tmp_path):
     assert len({tuple(row) for row in found}) > 1
 
 
-@pytest.mark.parametrize(("family", "why"), [("bert", "No conversion is registered"), ("marian", "vocabulary")])
+@pytest.mark.parametrize(("family", "why"), [("bert", "EncoderDecoderConfig; use onnx$"), ("marian", "vocabulary")])
 def test_other_families_are_refused(family, why, restless, tmp_path):
-    with pytest.raises(UserError, match=f"cannot be exported to CTranslate2: .*{why}.*; use onnx"):
+    with pytest.raises(UserError, match=f"cannot be exported to CTranslate2: .*{why}") as caught:
         runtimes.save(restless(family), tmp_path / "out", "ctranslate2", source=family)
+    assert str(caught.value).endswith("; use onnx")
     assert not list(tmp_path.iterdir())
 
 

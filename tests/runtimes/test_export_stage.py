@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from stages import export, layout
 from stages.evaluation.generation import decoding, generate
 from stages.evaluation.inputs import read_inputs, write_predictions
+from stages.evaluation.size import compressed
 from stages.files import read_json, write_json
 from stages.models import checkpoint
 from stages.runtimes import folder
@@ -56,6 +57,9 @@ def test_the_chosen_level_is_exported_and_measured(project, capsys):
     assert figures["onnx/same_outputs"] == 1 and figures["onnx/bleu_delta"] == 0
     assert figures["onnx-int8/bleu_low"] <= figures["onnx-int8/bleu_high"]
     assert figures["onnx/size_bytes"] == sum(path.stat().st_size for path in (layout.EXPORT / "onnx").glob("*.onnx"))
+    # As levels are measured, so that one can be compared with the other.
+    graphs = (layout.EXPORT / "onnx").glob("*.onnx")
+    assert figures["onnx/compressed_bytes"] == sum(map(compressed, graphs)) < figures["onnx/size_bytes"]
     # The same weights in a quarter of the bits, beside graphs that do not shrink.
     assert 0 < figures["onnx-int8/size_bytes"] < figures["onnx/size_bytes"]
     # An address in memory would make every process write other bytes.
@@ -78,17 +82,20 @@ def test_dense_if_no_level_was_chosen_and_nothing_if_nothing_is_asked_for(projec
     export.main([])
     assert "No level meets the target: dense is exported." in capsys.readouterr().out
     assert Description.load(layout.EXPORT / "safetensors").source == "dense"
+    weights = layout.model_folder(layout.DENSE) / "model.safetensors"
+    assert read_json(layout.metrics_file("export"))["safetensors/compressed_bytes"] == compressed(weights)
     ask(formats=[])
     export.main([])
     assert not list(layout.EXPORT.iterdir()) and read_json(layout.metrics_file("export")) == {}
 
 
 def test_a_level_that_is_not_there(project, capsys):
-    ask(level="magnitude-0.9")
-    with pytest.raises(SystemExit):
-        export.main([])
-    said = capsys.readouterr().err
-    assert said.startswith("error: export.level magnitude-0.9: ") and "add the level to `sweep`" in said
+    for level, why in (("magnitude-0.9", "is missing: run `dvc repro`"), ("magnitude-0.99", "is no level of sweep")):
+        ask(level=level)
+        with pytest.raises(SystemExit):
+            export.main([])
+        said = capsys.readouterr().err
+        assert f"export.level {level}" in said and why in said
     assert not layout.EXPORT.exists()
 
 

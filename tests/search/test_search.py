@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from stages import experiments
+from stages import experiments, params
 from stages.experiments import Result
 from stages.layout import Level
 from stages.params import Search
@@ -98,6 +98,20 @@ def test_other_code_or_data_is_another_level_but_docs_and_target_are_not(
         assert experiments.earlier(level, files) is None
         again.write(name, before)
     assert experiments.earlier(level, files) is not None
+
+
+def test_an_exported_level_of_the_sweep_does_not_stop_the_search(again: Any, tmp_path: Path) -> None:
+    again.set("export", "level", "magnitude-0.5")
+    again.set("search", "resolution", 0.3)
+    for _ in range(2):
+        status, out, err = again.search("--method", "taylor")
+        assert status == 0, out + err
+        assert again.tries == ["taylor-0.3"]  # export is no part of a level, so it is known the second time
+    reference = again.run("git", "for-each-ref", "--format=%(refname)", "refs/exps/**/search-taylor-0.3").strip()
+    (tmp_path / "params.yaml").write_text(again.run("git", "show", f"{reference}:params.yaml"))
+    found = params.load("export", "sweep", path=tmp_path / "params.yaml")
+    assert (found.export.level, found.sweep.sparsity) == ("chosen", [0.3])
+    assert again.section("export")["level"] == "magnitude-0.5"
 
 
 def test_another_method_by_option(again: Any) -> None:
