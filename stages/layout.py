@@ -77,7 +77,7 @@ def chosen(root: Path = Path()) -> str:
     """
     choice = read_json(root / CHOSEN_FILE)
     if choice["key"] is None:
-        raise UserError(f"no level is chosen: {choice['why']}; name one, as in magnitude-0.5")
+        raise UserError(f"no level is chosen: {choice['why'].rstrip('.')}; name one, as in magnitude-0.5")
     return str(choice["key"])
 
 

@@ -51,7 +51,7 @@ def set_at(values: dict, key: str, value: object) -> dict:
         ("sweep.sparsity", [0.5, 1.0], "sweep.sparsity.1: must be in [0, 1), not 1.0"),
         ("sweep.sparsity", [-0.1], "sweep.sparsity.0: must be in [0, 1), not -0.1"),
         ("sweep.sparsity", [float("nan")], "sweep.sparsity.0"),
-        ("sweep.sparsity", [], "sweep.sparsity"),
+        ("sweep.sparsity", [], "sweep.sparsity: must have at least 1, not []"),
         ("sweep.sparsity", [0.5, 0.5], "names an item twice"),
         ("sweep.method", ["magnitud"], "sweep.method.0: input should be 'magnitude', "),
         ("prune.scope", "matrix", "prune.scope: input should be 'global', 'layer' or 'row', not 'matrix'"),

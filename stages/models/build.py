@@ -279,7 +279,8 @@ def _check_positions(model: Model, built: Any) -> None:
         if config.model_type == "roberta":  # it counts positions from the padding token's id
             limit -= (config.pad_token_id or 0) + 1
         if needed > limit:
+            field = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
             raise UserError(
                 f"model.max_source_tokens / max_target_tokens need {needed} positions, the {config.model_type} has "
-                f"{limit}: lower them, or set max_position_embeddings of its config"
+                f"{limit}: lower them, or set {field} of its config"
             )

@@ -40,6 +40,8 @@ def describe(model: type[BaseModel], values: Any, error: Mapping[str, Any]) -> s
         return f"{name} is not a known key: {_known(model, keys)}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    if error["type"] == "too_short":  # pydantic's own message ends in how many there are
+        message = f"must have at least {error['ctx']['min_length']}"
     if error["type"] in OUT_OF_RANGE:
         message = _range(_constraints(_field(model, keys))) or message
     return f"{name}: {message}" + ("" if isinstance(values, dict) else f", not {values!r}")

@@ -14,8 +14,8 @@ import stages
 from stages import layout
 from stages.evaluation.comparison import NAMES, difference, number, percent, reference_lines, with_interval
 from stages.evaluation.samples import escape
-from stages.registry import metadata, speed
-from stages.registry.level import Finished, target
+from stages.registry import metadata, speed, structure
+from stages.registry.level import Figures, Finished, target
 from stages.registry.metadata import CHECKPOINTS, licence, title
 
 if TYPE_CHECKING:
@@ -165,7 +165,9 @@ def _method(finished: Finished) -> Iterable[str]:
         counts = f"{100 * figures['sparsity']:.4f} % {gone}, of {figures['eligible_parameters']:,} eligible weights"
         yield f"- {_formula(level.method)} (`stages/pruning/criteria/{level.method}.py`)"
         yield f"- Sparsity: {percent(level.sparsity)} asked, {counts}."
-        yield f"- {_knobs(values, f'prune.{level.method}', *ranked)}"
+        if finished.is_smaller:
+            yield from (f"- {line}" for line in structure.left(finished.baseline, finished.checkpoint))
+        yield f"- {_knobs(_used(values), f'prune.{level.method}', *ranked)}"
     if finished.key != layout.BASELINE:
         held = ", what is pruned staying zero" if level and (_zeros(finished) or not finished.is_smaller) else ""
         yield f"- Fine-tuned {values['finetune.epochs']:g} epochs{held}. {_knobs(values, *TUNING)}"
@@ -181,7 +183,7 @@ def _results(finished: Finished) -> Iterable[str]:
     for key, figures in rows.items():
         cells = [f"**{key}**" if key == finished.key else key, *(with_interval(figures, name) for name in scores)]
         sizes = (f"{figures['parameters']:,}", f"{figures['nonzero_parameters']:,}")
-        lines.append([*cells, *difference(figures, first), *sizes, f"{figures['compressed_bytes'] / 1e6:.2f}"])
+        lines.append([*cells, *_difference(figures, first), *sizes, f"{figures['compressed_bytes'] / 1e6:.2f}"])
     for line in reference_lines(finished.references):
         lines.append([line["key"], *("" if line[n] is None else number(line[n], n) for n in scores), *[""] * 5])
     yield "## Results on the test split"
@@ -191,7 +193,8 @@ def _results(finished: Finished) -> Iterable[str]:
     inputs, share = finished.cleaned["test_inputs"], finished.evaluation.get("confidence", 0)
     yield (
         f"{inputs:,} inputs, {finished.cleaned['test_rows']:,} references. In brackets {share:.0%} bootstrap intervals "
-        "over test inputs; Δ and p: against dense, which was fine-tuned for as many steps, by paired bootstrap. "
+        "over test inputs; Δ, its interval and p: against dense, which was fine-tuned for as many steps, by paired "
+        "bootstrap. "
         "MB: weights, compressed by zstd. Copy floor: the target of the most similar training input. Human line: each "
         "reference against the others."
     )
@@ -199,18 +202,26 @@ def _results(finished: Finished) -> Iterable[str]:
     yield from (f"- {NAMES.get(name, name)}: `{how}`" for name, how in finished.signatures.items())
 
 
+def _difference(figures: Figures, name: str) -> list[str]:
+    """As `difference`, with the interval of the paired bootstrap."""
+    found, p = difference(figures, name)
+    ends = [figures[f"{name}_delta_{end}"] for end in ("low", "high") if found]
+    return [f"{found} ({' to '.join(f'{end:+.1f}' for end in ends)})" if ends else found, p]
+
+
 def _speed(finished: Finished) -> Iterable[str]:
     rows, on = speed.read(finished)
     yield "## Speed"
     yield ""
     if rows:
-        yield from _table(*speed.table(rows))
+        yield from _table(*speed.table(rows, speed.scores(finished, rows)))
         yield ""
         where = ", ".join(f"{name} {on[name]}" for name in MACHINE if name in on)
         yield (
             f"Generators took turns in one process: {where}; PyTorch in fp32. Medians (quartiles) of {on['rounds']} "
             f"batches; a text by greedy search, as long as it comes; throughputs with {on['tokens']} tokens a text. "
-            "Times faster: than dense."
+            f"Times faster: than dense. {NAMES[speed.SCORE]}: on test, as it ran so. In brackets beside pytorch: the "
+            "export that it read."
         )
     else:
         yield "Not measured: the commit has no benchmark of it."
@@ -282,6 +293,17 @@ def _formula(method: str) -> str:
     file = Path(stages.__file__).parent / "pruning" / "criteria" / f"{method}.py"
     documentation = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or method
     return " ".join(documentation.split("\n\n")[0].split())
+
+
+def _used(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Params without those that others leave without effect."""
+    section = "prune.structured."
+    unused = []
+    if values.get(f"{section}score") != "group_lasso":
+        unused.append(f"{section}group_lasso")
+    if values.get(f"{section}budget") != "latency":
+        unused.append(f"{section}latency")
+    return {name: value for name, value in values.items() if not name.startswith(tuple(unused))}
 
 
 def _knobs(values: Mapping[str, Any], *sections: str) -> str:

@@ -100,6 +100,15 @@ class Finished:
         """
         return self.proved(self.entries[self.maker], layout.model_folder(self.key))
 
+    @cached_property
+    def baseline(self) -> Path:
+        """The folder of the model before any pruning.
+
+        Raises:
+            UserError: as for the checkpoint.
+        """
+        return self.proved(self.entries["train"], layout.model_folder(layout.BASELINE))
+
     @property
     def checkpoint_md5(self) -> str:
         """As dvc.lock has it."""

@@ -72,12 +72,16 @@ def write_plain(finished: Finished, folder: Path) -> dict[str, int]:
 
 
 def signature(defaults: dict[str, int]) -> Any:
-    """One text in, one text out; `defaults` are what a request may change."""
+    """One text in, one text out; `defaults` are what a request may change.
+
+    The input is of any type, and the model refuses what is no text: of a column of strings MLflow makes texts of
+    whatever it is given, "None" of a null.
+    """
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema
 
     return ModelSignature(
-        inputs=Schema([ColSpec("string")]),
+        inputs=Schema([ColSpec(AnyType())]),
         outputs=Schema([ColSpec("string")]),
         params=ParamSchema([ParamSpec(name, "long", value) for name, value in defaults.items()]),
     )

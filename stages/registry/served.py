@@ -12,7 +12,9 @@ from typing import Any
 import pandas as pd
 import torch
 import transformers
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
 CHECKPOINT = "checkpoint"
@@ -37,12 +39,19 @@ class TextGenerator(PythonModel):
 
         Args:
             context: MLflow's; not looked at.
-            model_input: one column of texts, which is what MLflow makes of a list.
+            model_input: one column of texts, which is what MLflow makes of a list; it leaves out others before this.
             params: `num_beams` and `max_new_tokens`, for this request.
+
+        Raises:
+            MlflowException: the request is not such; MLflow answers it with 400 and this message.
         """
         texts = list(model_input.iloc[:, 0])
-        if strange := next((text for text in texts if not isinstance(text, str)), None):
-            raise ValueError(f"a text is a string, not {type(strange).__name__}")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise _refusal(f"a text is a string: input {i} is {'null' if pd.isna(text) else type(text).__name__}")
+        for name, value in (params or {}).items():
+            if value < 1:
+                raise _refusal(f"params.{name} is {value}: give 1 or more")
         outputs = [""] * len(texts)
         order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: -len(texts[i]))
         for start in range(0, len(order), BATCH_SIZE):
@@ -70,6 +79,10 @@ class TextGenerator(PythonModel):
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
+
+
+def _refusal(message: str) -> MlflowException:
+    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
 
 
 set_model(TextGenerator())

@@ -114,7 +114,7 @@ def test_a_card_holds_what_the_files_say(key, here, project, nowhere, tmp_path):
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1] == f"{figures['bleu']:.1f} ({figures['bleu_low']:.1f}–{figures['bleu_high']:.1f})"
     assert cells[-5:-1] == [
-        f"{figures['bleu_delta']:+.1f}",
+        f"{figures['bleu_delta']:+.1f} ({figures['bleu_delta_low']:+.1f} to {figures['bleu_delta_high']:+.1f})",
         f"{figures['bleu_p']:.3f}",
         f"{figures['parameters']:,}",
         f"{figures['nonzero_parameters']:,}",
@@ -130,6 +130,13 @@ def test_a_card_holds_what_the_files_say(key, here, project, nowhere, tmp_path):
     middle, faster = (float(timed[key][name]) for name in ("latency_ms_p50", "speedup"))
     assert re.search(rf"\| {key} \| pytorch \| {middle:.1f} \(.*\) \| {faster:.2f} \|", made.text)
     assert "| dense | pytorch |" in made.text
+    timings = made.text.partition("## Speed")[2]
+    assert f"| {key} | pytorch | {middle:.1f}" in timings and f"| {cells[1]} |" in timings
+    assert "precision" not in timings
+    if key == SMALLER:
+        config = read(f"outputs/models/finetuned/{key}/config.json")["decoder"]
+        assert f"neurons {config['intermediate_size']} of " in made.text and "tokens, not trimmed" in made.text
+        assert "group_lasso.strength" not in made.text
 
     program = re.search(r"```python\n(.*?)```", made.text, re.DOTALL).group(1)
     folder = f"outputs/models/finetuned/{key}"

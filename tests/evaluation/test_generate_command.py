@@ -62,9 +62,9 @@ def test_the_level_that_compare_chose(model, capfdbinary):
 
 
 def test_no_level_was_chosen(model, capsys):
-    write_json(layout.CHOSEN_FILE, {"key": None, "why": "bleu falls below 99 %"})
+    write_json(layout.CHOSEN_FILE, {"key": None, "why": "bleu falls below 99 %. Raise target.max_drop."})
     shown = stops(capsys, "--model", "chosen", "--text", "a")
-    assert "no level is chosen: bleu falls below 99 %; name one" in shown
+    assert "no level is chosen: bleu falls below 99 %. Raise target.max_drop; name one" in shown
 
 
 def test_file_to_file(model, capfdbinary):

@@ -36,6 +36,7 @@ def with_config(family: str, changes: dict[str, Any]) -> dict[str, Any]:
         ("bert", {"vocab_size": 299}, "model.encoder.config.vocab_size is 299, the tokenizer has 300 entries"),
         ("bert", {"hidden_dropout_prob": 1.5}, "model.encoder.config: dropout probability has to be between 0 and 1"),
         ("roberta", {"max_position_embeddings": 24}, "need 24 positions, the roberta has 23: lower them"),
+        ("gpt2", {"n_positions": 4}, "the gpt2 has 4: lower them, or set n_positions of its config"),
         ("bart", {"pad_token_id": 300}, "model.config.pad_token_id: 300 is not in the vocabulary, of 300 entries"),
         ("bart", {"attention_dropout": 2.0}, "model.config: dropout probability has to be between 0 and 1"),
         ("bart", {"decoder_attention_heads": 3}, "model.config: embed_dim must be divisible by num_heads"),
