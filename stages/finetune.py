@@ -125,7 +125,8 @@ def _cut(
     pairs = (training.sources, training.targets)
     seed, rules = settings.runtime.seed, settings.prune
     dense = anatomy.describe(generator.model)
-    whole = structural.cost(context(generator, dense.matrices, pairs, rules, level.method, seed))
+    looked_at = context(generator, dense.matrices, pairs, rules, level.method, seed)
+    whole = choice.Dense(describe(generator.model), structural.cost(looked_at))
     if rules.structured.trains_first:
         changes.load(generator.model, layout.pruned_folder(level.key) / changes.WEIGHTS_FILE)
     read = None
@@ -140,11 +141,11 @@ def _cut(
         if len(parts) == 1 or not gone:
             path = layout.pruned_folder(level.key) / PLAN_FILE
             plan = Plan.load(path)
-            plan.check(describe(generator.model), str(path))
+            plan.check(whole.structure, str(path))
             return plan
         matrices = anatomy.describe(smaller.model).matrices
         looked_at = context(smaller, matrices, pairs, rules, level.method, seed)
-        return choice.choose(looked_at, whole * share, describe(generator.model))
+        return choice.choose(looked_at, whole.cost * share, whole)
 
     def hold(smaller: Generator, names: Mapping[str, str], progress: float) -> Masks:
         left = anatomy.describe(smaller.model)

@@ -108,7 +108,7 @@ def _remove(
     from stages.models import anatomy
     from stages.pruning import changes, masks, report
     from stages.pruning.budget import check_patterns
-    from stages.pruning.structure import zeros
+    from stages.pruning.structure import choice, zeros
     from stages.pruning.structure.axes import describe
     from stages.pruning.structure.group_lasso import GroupLasso
     from stages.pruning.structure.latency import check_measured
@@ -128,14 +128,17 @@ def _remove(
     pairs = (training.sources, training.targets)
     looked_at = context(generator, dense.matrices, pairs, rules, level.method, seed)
     gone, zero = zeros.shares(level.sparsity, rules)
-    plan = structural.choose(looked_at, structural.cost(looked_at) * (1 - gone))
-    smaller = shrink(generator, plan)
-    if structured.vocabulary:
-        smaller = trim(
-            smaller, seen(smaller, training.sources + validation.sources, training.targets + validation.targets)
-        )
+    there = choice.Dense(describe(generator.model), structural.cost(looked_at))
+    trimmed = generator
+    if structured.vocabulary:  # before anything is chosen, since it counts towards the budget
+        read = seen(generator, training.sources + validation.sources, training.targets + validation.targets)
+        trimmed = trim(generator, read)
+        looked_at = context(trimmed, anatomy.describe(trimmed.model).matrices, pairs, rules, level.method, seed)
+    # Shares of a kind go even where trimming meets the budget, but not at a level of which all is zeros.
+    plan = choice.choose(looked_at, there.cost * (1 - gone), there if gone else None)
+    smaller = shrink(trimmed, plan)
     left = anatomy.describe(smaller.model)
-    names = names_after(describe(generator.model), plan)
+    names = names_after(there.structure, plan)
     chosen = None
     if zero:
         check_patterns(dense.matrices, rules.layers)

@@ -172,3 +172,24 @@ def test_what_no_level_reaches_is_refused_at_once(project, clock, capsys):
     with pytest.raises(SystemExit):
         latency.main(["--speedup", f"{float(limit[1]) + 0.1}"])
     assert "the table was measured on an abacus, and this is" in said.out
+
+
+def test_trimming_is_in_what_can_be_reached(project, clock, capsys, monkeypatch):
+    """A level that nothing but trimming makes: it is not refused, and nothing else is removed for it."""
+    monkeypatch.setitem(MILLISECONDS, "head", 1000.0)
+    kinds = dict.fromkeys(("decoder_layers", "width", "neurons"), 0)
+    project("gpt2", prune={"structured": {"vocabulary": True, "score": "norm", **kinds}})
+    generator = checkpoint.load(layout.model_folder("baseline"))
+    generator.model.resize_token_embeddings(4000, mean_resizing=False)
+    checkpoint.save(generator, layout.model_folder("baseline"))
+    latency.main(["--texts", "1"])
+    recipe.write(["prune.structured.budget=latency"])
+    latency.main(["--speedup", "3"])
+    assert "structured-0.6667: 3" in capsys.readouterr().out
+    prune.main(["structured-0.6667"])
+    plan = Plan.load(layout.pruned_folder("structured-0.6667") / PLAN_FILE)
+    assert plan == whole(describe(generator.model))
+    recipe.write(["prune.structured.vocabulary=false"])
+    with pytest.raises(SystemExit):
+        latency.main(["--speedup", "3"])
+    assert "ms are there whatever goes" in capsys.readouterr().err

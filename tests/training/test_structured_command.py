@@ -9,15 +9,18 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from shared import SOURCES, TARGETS
 
 from stages import finetune, layout, prune
 from stages.bitmasks import MASKS_FILE, Masks
 from stages.evaluation.size import sizes
 from stages.models import anatomy, checkpoint
 from stages.pruning import changes
+from stages.pruning.criterion import Context
 from stages.pruning.masks import check_fits, check_held
+from stages.pruning.structure import choice
 from stages.pruning.structure.axes import describe
-from stages.pruning.structure.plan import PLAN_FILE, Plan
+from stages.pruning.structure.plan import PLAN_FILE, Plan, counts, whole
 from stages.pruning.structure.removal import remove
 from stages.training.distillation import Teacher
 
@@ -182,3 +185,77 @@ def test_a_share_of_a_kind_is_one_of_the_dense_model(zeros, schedule, project):
     for side, layers in {"encoder": 2, "decoder": 1}.items():
         assert getattr(config, side).num_hidden_layers == layers
         assert getattr(config, side).intermediate_size == 16
+
+
+@pytest.fixture
+def wordy(project):
+    """`wordy(family, **params)`: a project whose baseline has 4000 tokens, most of which no text uses."""
+
+    def make(family: str, **changes) -> None:
+        project(family, **changes)
+        generator = checkpoint.load(layout.model_folder("baseline"))
+        generator.model.resize_token_embeddings(4000, mean_resizing=False)
+        checkpoint.save(generator, layout.model_folder("baseline"))
+
+    return make
+
+
+def operations(key: str, settings) -> float:
+    """Of one reply of a finished level, or of the baseline."""
+    generator = checkpoint.load(layout.model_folder(key))
+    batch = generator.collate(generator.encode(SOURCES, TARGETS))
+    rules = settings(prune={"structured": {"budget": "flops"}}).prune.structured
+    matrices = anatomy.describe(generator.model).matrices
+    return choice.cost(Context(generator.model, matrices, lambda: [batch], 0, rules))
+
+
+@pytest.mark.parametrize("schedule", ["one_shot", "cubic"])
+@pytest.mark.parametrize(("width", "key"), [(0, "structured-0.5"), ("auto", "structured-0.5"), (0, "structured-0.9")])
+def test_trimming_counts_towards_a_budget_of_operations(width, key, schedule, wordy, settings):
+    """It alone meets half of them, so that nothing else goes; of nine tenths it is a part, in both stages."""
+    rules = {"vocabulary": True, "budget": "flops", "width": width, "allocation": "uniform", "score": "norm"}
+    wordy("gpt2", prune={"structured": rules}, finetune={"schedule": schedule, "rounds": 2, "epochs": 1.0})
+    prune.main([key])
+    finetune.main([key])
+    sparsity, dense = float(key.rpartition("-")[2]), checkpoint.load(layout.model_folder("baseline"))
+    plan = Plan.load(layout.pruned_folder(key) / PLAN_FILE)
+    level = checkpoint.load(layout.model_folder(key)).model
+    share = operations(key, settings) / operations("baseline", settings)
+    assert share <= 1 - sparsity
+    said = {stage: json.loads(layout.metrics_file(stage, key).read_text()) for stage in ("prune", "finetune")}
+    for name in ("parameters", "eligible_parameters", "pruned_parameters", "sparsity"):
+        assert said["prune"][name] == said["finetune"][name]
+    assert counts(plan, describe(dense.model)) == counts(whole(describe(level)), describe(level))
+    assert (plan == whole(describe(dense.model))) == (sparsity == 0.5)
+    assert share > 0.7 * (1 - sparsity) or sparsity == 0.5
+
+
+@pytest.mark.parametrize("schedule", ["one_shot", "cubic"])
+def test_a_share_goes_though_trimming_meets_the_budget(schedule, wordy, monkeypatch):
+    rules = {"vocabulary": True, "budget": "flops", "neurons": 0.5, "allocation": "uniform", "score": "norm"}
+    wordy("gpt2", prune={"structured": rules}, finetune={"schedule": schedule, "rounds": 2, "epochs": 1.0})
+    prune.main([KEY])
+    finetune.main([KEY])
+    config = checkpoint.load(layout.model_folder(KEY)).model.config
+    assert config.n_inner == 32 and config.n_layer == 2 and config.vocab_size < 1000
+    assert figures("prune")["sparsity"] == figures("finetune")["sparsity"] > 0
+
+
+def test_trimming_is_of_the_penalised_weights(wordy):
+    """They are kept whole, as the baseline is, and trimmed alike by both stages."""
+    lasso = {"strength": 1.0, "epochs": 0.5, "learning_rate": 0.01}
+    rules = {"vocabulary": True, "budget": "flops", "score": "group_lasso", "group_lasso": lasso, "zeros": 0.25}
+    wordy(
+        "gpt2",
+        prune={"structured": {**rules, "allocation": "uniform"}},
+        finetune={"schedule": "one_shot", "epochs": 0.01, "learning_rate": 1e-9},
+    )
+    prune.main([KEY])
+    finetune.main([KEY])
+    dense = checkpoint.load(layout.model_folder("baseline"))
+    changes.load(dense.model, layout.pruned_folder(KEY) / changes.WEIGHTS_FILE)
+    masks, left = proved()
+    assert masks.pruned == round(0.25 * left.eligible) and left.eligible == anatomy.describe(dense.model).eligible
+    for name, weight in left.weights.items():
+        expected = torch.where(masks[name], anatomy.describe(dense.model).weights[name], 0)
+        torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6)

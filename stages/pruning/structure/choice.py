@@ -15,8 +15,9 @@ from stages.models.anatomy import Side
 from stages.params.prune import Structured
 from stages.pruning.criterion import Context
 from stages.pruning.structure import scores
-from stages.pruning.structure.axes import Axis, Structure, describe
+from stages.pruning.structure.axes import Structure, describe
 from stages.pruning.structure.cost import BUDGETS, Cost
+from stages.pruning.structure.knobs import Knob, Sizes, check, find_knobs, fixed, plan_of, possible
 from stages.pruning.structure.masking import masked
 from stages.pruning.structure.plan import Plan, whole
 
@@ -26,46 +27,23 @@ STEPS = 4
 """Sizes of heads and width between all and none that allocation `loss` tries."""
 
 
-@dataclass(frozen=True, eq=False)
-class Knob:
-    """A number that can be lowered: of layers, or of units that have to agree."""
+@dataclass(frozen=True)
+class Dense:
+    """The model before anything was removed of it, its vocabulary neither."""
 
-    kind: str
-    """As its share is called in params `prune.structured`."""
-    size: int
-    fields: Mapping[str, int]
-    """Config fields it sets: units of each in one step."""
-    side: Side | None = None
-    """Of layers."""
-    allowed: tuple[int, ...] = ()
-    """Sizes that a config can hold, ascending; none: all."""
-
-    def left(self, share: float) -> int:
-        """What stays if it loses a share of it, rounded up; at least one."""
-        left = max(1, math.ceil(self.size * (1 - share) - 1e-9))
-        return next((size for size in self.allowed if size >= left), left)
-
-    def units(self, left: int) -> dict[str, int]:
-        """What so many steps come to: units by config field, blocks by kind."""
-        return {field: left * step for field, step in self.fields.items()} or {self.kind: left}
-
-    def steps(self, units: Mapping[str, int]) -> int:
-        """So many units, of `units`, in steps; what a smaller model has at most."""
-        one = self.units(1)
-        return min(self.size, *(units[field] // step for field, step in one.items()))
+    structure: Structure
+    """Which shares of a kind are shares of."""
+    cost: float
+    """In the unit of the budget (`cost`)."""
 
 
-Sizes = Mapping[Knob, int]
-"""How much of each knob stays."""
-
-
-def choose(context: Context, limit: float, dense: Structure | None = None) -> Plan:
+def choose(context: Context, limit: float, dense: Dense | None = None) -> Plan:
     """The structure whose cost is just not above a limit.
 
     Args:
         context: the model, its calibration batches, and params `prune.structured`.
         limit: in the unit of the budget (`cost`).
-        dense: of the model before anything was removed of it, which shares of a kind are shares of; None: this one.
+        dense: the model that this one has been; its shares go even if the limit is met. None: this one.
 
     Raises:
         UserError: no structure costs so little, or the shares asked for cannot be had.
@@ -74,15 +52,25 @@ def choose(context: Context, limit: float, dense: Structure | None = None) -> Pl
     structure = describe(context.model)
     cost_of = BUDGETS[rules.budget](context, structure)
     knobs = find_knobs(structure, rules)
-    fixed = _fixed(knobs, find_knobs(dense, rules) if dense else knobs, rules)
-    overdue = dense is not None and any(left < knob.size for knob, left in fixed.items())
-    if cost_of(whole(structure)) <= limit and not overdue:
+    held = fixed(knobs, find_knobs(dense.structure, rules) if dense else knobs, rules)
+    overdue = dense is not None and any(left < knob.size for knob, left in held.items())
+    there = cost_of(whole(structure))
+    if there <= limit and not overdue:
         return whole(structure)
-    free = [knob for knob in knobs if knob not in fixed]
+    free = _free(structure, cost_of, knobs, held)
+    lowest = _cost(structure, cost_of, _fewest_of_all(structure, held, free))
+    if lowest > limit:
+        raise UserError(
+            f"prune.structured: the least that can be left is {lowest / (dense.cost if dense else there):.0%} of the "
+            "budget, more than the level's sparsity allows: lower the sparsity, or set more kinds to auto"
+        )
     units = _Units(context, structure, rules)
     if rules.allocation == "uniform":
-        return units.plan(_uniform(structure, cost_of, fixed, free, limit))
-    return _least_loss(context, structure, units, _candidates(structure, cost_of, fixed, free, limit))
+        return units.plan(_uniform(structure, cost_of, held, free, limit))
+    found = _candidates(structure, cost_of, held, free, limit)
+    best = _least_loss(context, structure, units, found[:: math.ceil(len(found) / MOST_TRIED)])
+    fine = [knob for knob in free if knob.kind == "neurons"]
+    return _least_loss(context, structure, units, _apart(structure, cost_of, best.sizes, fine, limit), best).plan
 
 
 def cost(context: Context) -> float:
@@ -92,26 +80,41 @@ def cost(context: Context) -> float:
 
 
 def least(structure: Structure, cost_of: Cost, rules: Structured) -> float:
-    """Share of the cost that is there when all has gone that may."""
+    """The cost that is there when all has gone that may.
+
+    Raises:
+        UserError: the shares asked for cannot be had.
+    """
     knobs = find_knobs(structure, rules)
-    fixed = _fixed(knobs, knobs, rules)
-    free = [knob for knob in knobs if knob not in fixed]
-    return _cost(structure, cost_of, {**fixed, **dict.fromkeys(free, 1)}) / cost_of(whole(structure))
+    held = fixed(knobs, knobs, rules)
+    free = _free(structure, cost_of, knobs, held)
+    return _cost(structure, cost_of, _fewest_of_all(structure, held, free))
 
 
-def _fixed(knobs: Sequence[Knob], dense: Sequence[Knob], rules: Structured) -> dict[Knob, int]:
-    """What stays of the knobs that have a share of their own, which is one of the dense model's."""
-    units: dict[str, int] = {}
-    for knob in dense:
-        if (share := getattr(rules, knob.kind)) != "auto":
-            left = knob.left(share)
-            if left == knob.size and share and knob.allowed:
-                raise UserError(
-                    f"prune.structured.{knob.kind} is {share}, of which nothing would go: of {knob.size} the config "
-                    f"can hold {', '.join(map(str, knob.allowed))}"
-                )
-            units |= knob.units(left)
-    return {knob: knob.steps(units) for knob in knobs if getattr(rules, knob.kind) != "auto"}
+def _free(structure: Structure, cost_of: Cost, knobs: Sequence[Knob], held: Sizes) -> list[Knob]:
+    """Knobs that the budget may lower: those without a share of their own, by which something is saved.
+
+    Others would lose units for nothing. A cost that a knob does not lower in the whole model it never does.
+    """
+    there = cost_of(whole(structure))
+    return [knob for knob in knobs if knob not in held and _cost(structure, cost_of, {knob: 1}) < there]
+
+
+def _fewest_of_all(structure: Structure, held: Sizes, free: Sequence[Knob]) -> dict[Knob, int]:
+    """The smallest sizes that a config can hold.
+
+    Raises:
+        UserError: it can hold none with these shares.
+    """
+    sizes = {**held, **dict.fromkeys(free, 1)}
+    if possible(structure, sizes):
+        return sizes
+    for knob in free:  # one side's layers may have to be as many as the other's
+        for left in range(2, knob.size + 1):
+            if possible(structure, found := {**sizes, knob: left}):
+                return found
+    check(structure, sizes)
+    return sizes
 
 
 class _Units:
@@ -152,69 +155,7 @@ class _Units:
         return self._layers[side, goes]
 
 
-def find_knobs(structure: Structure, rules: Structured) -> list[Knob]:
-    """What of a model can be lowered, as far as its family and the rules allow it."""
-    knobs = [
-        Knob(f"{side}_layers", stack.blocks, {}, side)
-        for side, stack in sorted(structure.stacks.items())  # the decoder first: it takes most of a reply's time
-        if not _refused(rules, f"{side}_layers", stack.locked)
-    ]
-    sizes: dict[str, Axis] = {}
-    for axis in structure.axes.values():
-        sizes.setdefault(axis.size, axis)
-    bound = {size for size in sizes if size in structure.head_sizes}
-    widths = [axis for axis in sizes.values() if axis.kind == "width"]
-    if bound:
-        stays = next((axis.locked for axis in widths if axis.locked), None)
-        instead = f"which has to stay ({stays})" if stays else "set prune.structured.width, and heads to auto"
-        _refused(rules, "heads", f"in this family heads fill the width: {instead}")
-    for axis in sizes.values():
-        if (axis.kind == "neurons" or (axis.kind == "heads" and axis.size not in bound)) and getattr(rules, axis.kind):
-            knobs.append(Knob(axis.kind, axis.units, {axis.size: 1}, allowed=_allowed(axis, structure, rules)))
-    groups = [widths] if structure.same_width else [[axis] for axis in widths]
-    for group in groups:
-        locked = next((axis.locked for axis in group if axis.locked), None)
-        if _refused(rules, "width", locked):
-            continue
-        sides = {axis.side for axis in group} | ({"encoder", "decoder"} if len(widths) == 1 else set())
-        heads = {size: structure.head_sizes[size] for size in bound if sizes[size].side in sides}
-        step = math.lcm(*heads.values(), *_divisors(structure))
-        units = group[0].units
-        fields = {axis.size: step for axis in group} | {size: step // of for size, of in heads.items()}
-        knobs.append(Knob("width", units // step, fields))
-    return knobs
-
-
-def _divisors(structure: Structure) -> list[int]:
-    """What the width has to be a multiple of, where the config wants heads to divide it."""
-    found = [1]
-    for axis in structure.axes.values():
-        if axis.kind == "heads" and structure.stacks[axis.side].family.divisible:
-            found.append(axis.units * structure.queries)
-    return found
-
-
-def _allowed(axis: Axis, structure: Structure, rules: Structured) -> tuple[int, ...]:
-    """Numbers of heads that divide the width, where the config wants that; whatever is left of the width."""
-    if axis.kind != "heads" or not structure.stacks[axis.side].family.divisible:
-        return ()
-    width = structure.width(axis.side).units if rules.width == 0 else axis.units * structure.queries
-    return tuple(heads for heads in range(1, axis.units + 1) if width % (heads * structure.queries) == 0)
-
-
-def _refused(rules: Structured, kind: str, reason: str | None) -> bool:
-    """Whether a kind cannot be cut.
-
-    Raises:
-        UserError: a share of it is asked for all the same.
-    """
-    share = getattr(rules, kind)
-    if reason and share not in ("auto", 0):
-        raise UserError(f"prune.structured.{kind} cannot be {share}: {reason}")
-    return bool(reason) or share == 0
-
-
-def _uniform(structure: Structure, cost_of: Cost, fixed: Sizes, free: Sequence[Knob], limit: float) -> dict[Knob, int]:
+def _uniform(structure: Structure, cost_of: Cost, held: Sizes, free: Sequence[Knob], limit: float) -> dict[Knob, int]:
     """Sizes within the limit of which free knobs lose about the same share.
 
     Where there are few layers, the same share of each can be far less than the limit. So layers, heads and width go one
@@ -225,28 +166,28 @@ def _uniform(structure: Structure, cost_of: Cost, fixed: Sizes, free: Sequence[K
     coarse = [knob for knob in free if knob.kind != "neurons"]
     dense = cost_of(whole(structure))
     found = []
-    held = {**fixed, **{knob: knob.size for knob in coarse}}
+    sizes = {**held, **{knob: knob.size for knob in coarse}}
     steps = sorted((lost / knob.size, place, lost) for place, knob in enumerate(coarse) for lost in range(1, knob.size))
     for share, place, _ in [(0.0, -1, 0), *steps]:
-        if place >= 0:
-            held[coarse[place]] = coarse[place].left(share)
-        sizes = _same_share(structure, cost_of, held, fine, limit)
-        short = limit - _cost(structure, cost_of, sizes)
+        less = {**sizes, **({coarse[place]: coarse[place].left(share)} if place >= 0 else {})}
+        if not possible(structure, less):
+            continue
+        sizes = less
+        filled = _same_share(structure, cost_of, sizes, fine, limit)
+        short = limit - _cost(structure, cost_of, filled)
         if short >= 0:
-            found.append((round(short / dense, 2), max((1 - sizes[k] / k.size for k in free), default=0), sizes))
-    if not found:
-        raise _too_much(structure, cost_of, {**fixed, **dict.fromkeys(free, 1)})
+            found.append((round(short / dense, 2), max((1 - filled[k] / k.size for k in free), default=0), filled))
     return min(found, key=lambda candidate: candidate[:2])[2]
 
 
 def _same_share(
-    structure: Structure, cost_of: Cost, fixed: Sizes, free: Sequence[Knob], limit: float
+    structure: Structure, cost_of: Cost, held: Sizes, free: Sequence[Knob], limit: float
 ) -> dict[Knob, int]:
     """The largest sizes within the limit of which all free knobs lose the same share; the least if none are."""
     shares = sorted({lost / knob.size for knob in free for lost in range(knob.size)} | {0.0})
 
     def sizes(place: int) -> dict[Knob, int]:
-        return {**fixed, **{knob: knob.left(shares[place]) for knob in free}}
+        return {**held, **{knob: knob.left(shares[place]) for knob in free}}
 
     # Costs fall as the share grows: the first place from which on they are within the limit.
     place = bisect_left(range(len(shares) - 1), True, key=lambda p: _cost(structure, cost_of, sizes(p)) <= limit)
@@ -254,22 +195,21 @@ def _same_share(
 
 
 def _candidates(
-    structure: Structure, cost_of: Cost, fixed: Sizes, free: Sequence[Knob], limit: float
+    structure: Structure, cost_of: Cost, held: Sizes, free: Sequence[Knob], limit: float
 ) -> list[dict[Knob, int]]:
     """Sizes within the limit: every number of layers, some of heads and width, and as many neurons as fit then.
 
     Fewer heads and less width than the least step are tried where nothing else is within it.
     """
-    for some in (_some, _fewest):
-        if found := _tried(structure, cost_of, fixed, free, limit, some):
-            return found
-    raise _too_much(structure, cost_of, {**fixed, **dict.fromkeys(free, 1)})
+    return _tried(structure, cost_of, held, free, limit, _some) or _tried(
+        structure, cost_of, held, free, limit, _fewest
+    )
 
 
 def _tried(
     structure: Structure,
     cost_of: Cost,
-    fixed: Sizes,
+    held: Sizes,
     free: Sequence[Knob],
     limit: float,
     some: Callable[[Knob], list[int]],
@@ -279,18 +219,42 @@ def _tried(
     coarse = [knob for knob in free if knob.kind != "neurons"]
     tried = []
     for sizes in itertools.product(*(some(knob) for knob in coarse)):
-        chosen = {**fixed, **dict(zip(coarse, sizes, strict=True))}
-        if _cost(structure, cost_of, {**chosen, **dict.fromkeys(fine, 1)}) > limit:
+        chosen = {**held, **dict(zip(coarse, sizes, strict=True))}
+        within = _cost(structure, cost_of, {**chosen, **dict.fromkeys(fine, 1)}) <= limit
+        if not within or not possible(structure, chosen):
             continue
         found = _same_share(structure, cost_of, chosen, fine, limit)
-        # With the next larger number of a knob, and neurons as they are, the budget would do as well.
-        wasteful = any(
-            _cost(structure, cost_of, {**found, knob: min(more)}) <= limit
-            for knob in coarse
-            if (more := [size for size in some(knob) if size > found[knob]])
-        )
-        if not wasteful:
+        if not _wasteful(structure, cost_of, found, {knob: some(knob) for knob in coarse}, limit):
             tried.append(found)
+    return tried
+
+
+def _wasteful(
+    structure: Structure, cost_of: Cost, sizes: Sizes, steps: Mapping[Knob, Sequence[int]], limit: float
+) -> bool:
+    """Whether the budget would do as well with the next larger step of a knob, and all else as it is."""
+    larger = {knob: [size for size in some if size > sizes[knob]] for knob, some in steps.items()}
+    return any(
+        _cost(structure, cost_of, more) <= limit and possible(structure, more)
+        for more in ({**sizes, knob: min(some)} for knob, some in larger.items() if some)
+    )
+
+
+def _apart(
+    structure: Structure, cost_of: Cost, sizes: Sizes, fine: Sequence[Knob], limit: float
+) -> list[dict[Knob, int]]:
+    """What else neurons can be, of a side some share and of the other as many as fit then; all else as it is."""
+    if len(fine) < 2:
+        return []
+    tried = []
+    for knob in fine:
+        others = [other for other in fine if other is not knob]
+        for left in _some(knob):
+            found = _same_share(structure, cost_of, {**sizes, knob: left}, others, limit)
+            if found == sizes or found in tried or _cost(structure, cost_of, found) > limit:
+                continue
+            if not _wasteful(structure, cost_of, found, {knob: _some(knob)}, limit):
+                tried.append(found)
     return tried
 
 
@@ -309,44 +273,31 @@ def _fewest(knob: Knob) -> list[int]:
     return sizes
 
 
-def _least_loss(context: Context, structure: Structure, units: _Units, candidates: Sequence[Sizes]) -> Plan:
-    best: tuple[float, Plan] | None = None
-    refused: UserError | None = None
-    for sizes in candidates[:: math.ceil(len(candidates) / MOST_TRIED)]:
-        try:
-            plan = units.plan(sizes)
-        except UserError as error:  # no config of the family has these sizes
-            refused = error
-            continue
+@dataclass(frozen=True)
+class _Measured:
+    """A structure and its loss on the calibration sample."""
+
+    loss: float
+    sizes: Sizes
+    plan: Plan
+
+
+def _least_loss(
+    context: Context, structure: Structure, units: _Units, candidates: Sequence[Sizes], best: _Measured | None = None
+) -> _Measured:
+    """The candidate of the least loss, or what was the best before, if that is no more."""
+    for sizes in candidates:
+        plan = units.plan(sizes)
         with masked(context.model, plan, structure):
             loss = scores.mean_loss(context)
-        if best is None or loss < best[0]:
-            best = loss, plan
-    if best is None:
-        raise refused or UserError("prune.structured: no structure meets the budget")
-    return best[1]
-
-
-def plan_of(structure: Structure, sizes: Sizes) -> Plan:
-    """A plan of so many units, the first ones."""
-    layers = dict(whole(structure).layers)
-    layers |= {knob.side: tuple(range(left)) for knob, left in sizes.items() if knob.side}
-    counts = {field: left * step for knob, left in sizes.items() for field, step in knob.fields.items()}
-    plan = Plan(layers)
-    axes = [axis for axis in structure.axes.values() if axis.size in counts and plan.has(axis)]
-    return Plan(layers, {axis.name: tuple(range(counts[axis.size])) for axis in axes})
+        if best is None or loss < best.loss:
+            best = _Measured(loss, sizes, plan)
+    assert best is not None, "with the fewest of all the budget is met, which was checked"
+    return best
 
 
 def _cost(structure: Structure, cost_of: Cost, sizes: Sizes) -> float:
     return cost_of(plan_of(structure, sizes))
-
-
-def _too_much(structure: Structure, cost_of: Cost, least: Sizes) -> UserError:
-    share = _cost(structure, cost_of, least) / cost_of(whole(structure))
-    return UserError(
-        f"prune.structured: the least that can be left is {share:.0%} of the budget, more than the level's "
-        "sparsity allows: lower the sparsity, or set more kinds to auto"
-    )
 
 
 def _best(found: Tensor, count: int) -> tuple[int, ...]:

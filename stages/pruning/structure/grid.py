@@ -14,15 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.errors import UserError
 from stages.params.prune import Part, Structured
-from stages.pruning.structure import choice
 from stages.pruning.structure.axes import Structure
-from stages.pruning.structure.choice import Knob
+from stages.pruning.structure.knobs import KINDS, Knob, find_knobs, plan_of, possible
 from stages.pruning.structure.latency import PARTS
 from stages.pruning.structure.plan import Plan
 
-EVERYTHING = dict.fromkeys(("encoder_layers", "decoder_layers", "heads", "neurons", "width"), "auto")
+EVERYTHING = dict.fromkeys(KINDS, "auto")
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def grid(structure: Structure, rules: Structured) -> list[Point]:
         structure: of the model.
         rules: params; what they let be cut does not matter here.
     """
-    knobs = choice.find_knobs(structure, rules.model_copy(update=EVERYTHING))
+    knobs = find_knobs(structure, rules.model_copy(update=EVERYTHING))
     fitted: list[Mapping[Knob, float]] = [{}]
     fitted += [{knob: lost} for knob in knobs for lost in (0.5, 0.75)]
     fitted += [dict.fromkeys(pair, 0.5) for pair in itertools.combinations(knobs, 2)]
@@ -53,9 +51,9 @@ def grid(structure: Structure, rules: Structured) -> list[Point]:
     points: dict[str, Point] = {}
     for number, shares in enumerate([*fitted, *checked]):
         sizes = {knob: left for knob, lost in shares.items() if (left := knob.left(lost)) < knob.size}
-        plan = choice.plan_of(structure, sizes)
+        plan = plan_of(structure, sizes)
         label = ", ".join(_label(k, left) for k, left in sizes.items()) or "whole"
-        if label not in points and _possible(plan, structure):
+        if label not in points and possible(structure, sizes):
             points[label] = Point(plan, label, number < len(fitted))
     return list(points.values())
 
@@ -111,11 +109,3 @@ def _turns(knobs: Sequence[Knob], one: float, other: float) -> dict[Knob, float]
 def _label(knob: Knob, left: int) -> str:
     field, step = next(iter(knob.fields.items()), (knob.kind, 1))
     return f"{field} {left * step}"
-
-
-def _possible(plan: Plan, structure: Structure) -> bool:
-    try:
-        plan.check(structure)
-    except UserError:  # no config of the family has these sizes
-        return False
-    return True

@@ -133,8 +133,12 @@ def _check_layers(plan: Plan, structure: Structure, origin: str) -> None:
     sides = structure.stacks
     # transformers sizes the cache of a T5 by its encoder.
     is_t5 = "encoder" in sides and sides["decoder"].size == "num_decoder_layers"
-    if is_t5 and len(plan.layers["decoder"]) > len(plan.layers["encoder"]):
-        raise UserError(f"{origin}: a T5 with more decoder than encoder layers cannot generate: remove others")
+    encoder, decoder = len(plan.layers.get("encoder", ())), len(plan.layers["decoder"])
+    if is_t5 and decoder > encoder:
+        raise UserError(
+            f"{origin}: a T5 with more decoder than encoder layers cannot generate, and {decoder} would stay of the "
+            f"decoder, {encoder} of the encoder: raise decoder_layers, the share that goes, or lower encoder_layers"
+        )
 
 
 def _check_heads(plan: Plan, structure: Structure, origin: str) -> None:

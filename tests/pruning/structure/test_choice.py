@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,7 +116,7 @@ def test_shares_are_of_the_dense_model_however_often_parts_are_removed(family, s
     for share in (0.95, 0.9):
         looked_at = Context(model, anatomy.describe(model).matrices, lambda: [batch], 0, rules)
         whole_cost = whole_cost or choice.cost(looked_at)
-        model = remove(model, choice.choose(looked_at, whole_cost * share, dense))
+        model = remove(model, choice.choose(looked_at, whole_cost * share, choice.Dense(dense, whole_cost)))
         for field, size in left.items():
             assert getattr(model.config, field) == size
 
@@ -194,9 +196,35 @@ def test_a_share_of_heads_of_which_nothing_can_go_is_refused(share, left, settin
     knob = choice.Knob("heads", 8, {"decoder.heads": 1}, allowed=(1, 2, 4, 8))
     if left is None:
         with pytest.raises(UserError, match=rf"heads is {share}, of which nothing would go: of 8 .* 1, 2, 4, 8"):
-            choice._fixed([knob], [knob], rules)
+            choice.fixed([knob], [knob], rules)
     else:
-        assert choice._fixed([knob], [knob], rules) == {knob: left}
+        assert choice.fixed([knob], [knob], rules) == {knob: left}
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "share", "message"),
+    [
+        ("bert", "width", 0.2, r"width is 0.2, of which nothing would go: set it to 0.5 at least, which is 8 of 16"),
+        ("bert", "encoder_layers", 0.4, r"encoder_layers is 0.4, .*: set it to 0.5 at least, which is 1 of 2, or to 0"),
+        ("bert", "neurons", 0.02, r"neurons is 0.02, .*: set it to 0.0313 at least, which is 1 of 32, or to 0"),
+        ("bart", "encoder_layers", 0.5, r"encoder_layers is 0.5, .* since one has to stay: set it to 0"),
+        ("gpt2", "encoder_layers", 0.5, r"encoder_layers is 0.5, but the model has none: set it to 0"),
+    ],
+)
+def test_a_share_of_which_nothing_can_go_is_refused_of_every_kind(family, kind, share, message, context):
+    looked_at = context(family, allocation="uniform", **{kind: share})
+    limit = choice.cost(looked_at) * 0.7
+    with pytest.raises(UserError, match=rf"prune\.structured\.{message}"):
+        choice.choose(looked_at, limit)
+    if found := re.search("to ([0-9.]+) at least", message):
+        least = looked_at.settings.model_copy(update={kind: float(found[1])})
+        assert choice.choose(replace(looked_at, settings=least), limit) != whole(describe(looked_at.model))
+
+
+def test_a_share_that_one_side_is_too_small_for_is_none_in_vain(settings):
+    rules = settings(prune={"structured": {"neurons": 0.1}}).prune.structured
+    large, small = (choice.Knob("neurons", size, {f"{size}": 1}) for size in (32, 8))
+    assert choice.fixed([large, small], [large, small], rules) == {large: 29, small: 8}
 
 
 def test_a_width_that_has_to_stay(context):
@@ -219,3 +247,100 @@ def test_the_same_structure_every_time(context):
     plans = {repr(choice.choose(c, choice.cost(c) * 0.5)) for c in (context("t5"), context("t5"))}
     assert len(plans) == 1
     assert isinstance(plan := choice.choose(context("t5"), 1e9), Plan) and plan.units == {}
+
+
+FREE = dict.fromkeys(("encoder_layers", "encoder_attention", "encoder_feed_forward"), 0.0)
+"""Milliseconds of an encoder that takes no time."""
+
+
+@pytest.mark.parametrize("family", ["bert", "bart"])
+@pytest.mark.parametrize("allocation", ["uniform", "loss"])
+def test_what_saves_nothing_stays(allocation, family, context, latency_table, built):
+    """Where an encoder takes no time, its layers and neurons are left, however much of the decoder goes."""
+    table = latency_table(built(family).model, **FREE)
+    looked_at = context(family, budget="latency", latency=table, allocation=allocation)
+    structure, limit = describe(looked_at.model), choice.cost(looked_at)
+    for sparsity in (0.1, 0.2, 0.3):
+        plan = choice.choose(looked_at, limit * (1 - sparsity))
+        assert plan.layers["encoder"] == whole(structure).layers["encoder"]
+        assert len(plan.layers["decoder"]) < 2 or any(name.startswith("decoder.") for name in plan.units)
+        for axis in structure.axes.values():
+            assert axis.side != "encoder" or len(plan.kept(axis)) == axis.units
+
+
+def test_a_share_of_what_saves_nothing_goes_all_the_same(context, latency_table, built):
+    table = latency_table(built("bert").model, **FREE)
+    looked_at = context("bert", budget="latency", latency=table, allocation="uniform", encoder_layers=0.5)
+    assert len(choice.choose(looked_at, choice.cost(looked_at) * 0.8).layers["encoder"]) == 1
+
+
+def test_neurons_of_the_sides_go_apart_where_that_is_better(context, monkeypatch):
+    """As if every neuron of the encoder that goes cost much, and those of the decoder little."""
+    looked_at = context("bert", encoder_layers=0, decoder_layers=0, score="norm")
+    weights = {name: w for name, w in looked_at.weights.items() if name.endswith("intermediate.dense.weight")}
+    measured = []
+
+    def loss(context):
+        gone = {name: int((weight == 0).all(dim=1).sum()) for name, weight in weights.items()}
+        measured.append(sum(count * (10 if name.startswith("encoder") else 1) for name, count in gone.items()))
+        return float(measured[-1])
+
+    monkeypatch.setattr(choice.scores, "mean_loss", loss)
+    limit = choice.cost(looked_at) * 0.9
+    plan = choice.choose(looked_at, limit)
+    assert cost.parameters(looked_at, describe(looked_at.model))(plan) <= limit
+    assert {name for name in plan.units if len(plan.units[name]) < 32} == {"decoder.0.neurons", "decoder.1.neurons"}
+    assert 1 < len(measured) <= 1 + 2 * choice.STEPS
+
+
+@pytest.fixture
+def deep_t5(build_family, settings):
+    """`deep_t5(**rules)`: as `context`, of a T5 of 3 + 3 layers."""
+    generator = build_family("t5", config=SMALL["t5"] | {"num_layers": 3, "num_decoder_layers": 3})
+    batch = generator.collate(generator.encode(SOURCES, TARGETS))
+    matrices = anatomy.describe(generator.model.eval()).matrices
+
+    def get(**rules) -> Context:
+        chosen = settings(prune={"structured": {"width": "auto", "score": "norm", **rules}}).prune.structured
+        return Context(generator.model, matrices, lambda: [batch], 0, chosen)
+
+    return get
+
+
+@pytest.mark.parametrize("budget", ["parameters", "flops"])
+@pytest.mark.parametrize("allocation", ["uniform", "loss"])
+@pytest.mark.parametrize("shares", [{"decoder_layers": 0}, {"decoder_layers": 0.34}, {}])
+def test_a_t5_never_keeps_more_decoder_than_encoder_layers(shares, allocation, budget, deep_t5):
+    """Whatever the budget, down to the least that such a model can be."""
+    looked_at = deep_t5(allocation=allocation, budget=budget, layer_score="output", **shares)
+    structure, dense = describe(looked_at.model), choice.cost(looked_at)
+    cost_of = cost.BUDGETS[budget](looked_at, structure)
+    least = choice.least(structure, cost_of, looked_at.settings)
+    for limit in (dense * 0.8, dense * 0.4, least):
+        plan = choice.choose(looked_at, limit)
+        layers = {side: len(kept) for side, kept in plan.layers.items()}
+        assert layers["encoder"] >= layers["decoder"] and cost_of(plan) <= limit
+        assert layers["decoder"] == {0: 3, 0.34: 2}.get(shares.get("decoder_layers"), layers["decoder"])
+    with pytest.raises(UserError, match=rf"the least that can be left is {least / dense:.0%} of the budget"):
+        choice.choose(looked_at, least * 0.99)
+
+
+def test_shares_that_no_t5_can_have_name_what_to_change(deep_t5):
+    looked_at = deep_t5(encoder_layers=0.7, decoder_layers=0.34)
+    with pytest.raises(
+        UserError, match=r"2 would stay of the decoder, 1 of the encoder: raise decoder_layers, .* or lo"
+    ):
+        choice.choose(looked_at, choice.cost(looked_at) * 0.5)
+
+
+def test_what_can_be_left_is_said_of_the_dense_model(context):
+    """Of a model that has half of its costs already gone, not of that model."""
+    looked_at = context("bert", encoder_layers=0, decoder_layers=0, allocation="uniform")
+    there = choice.cost(looked_at)
+    dense = choice.Dense(describe(looked_at.model), 2 * there)
+    with pytest.raises(UserError) as alone:
+        choice.choose(looked_at, 0.01 * there)
+    with pytest.raises(UserError) as before:
+        choice.choose(looked_at, 0.01 * there, dense)
+    whole_share, half = (int(re.search(r"is (\d+)%", str(error.value))[1]) for error in (alone, before))
+    assert half == pytest.approx(whole_share / 2, abs=1)
