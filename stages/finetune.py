@@ -109,7 +109,7 @@ def _cut(
     """Fine-tune a level that parts of the baseline are removed of, and write it."""
     from stages.bitmasks import MASKS_FILE, Masks
     from stages.models import anatomy, checkpoint
-    from stages.pruning import changes, criterion
+    from stages.pruning import changes
     from stages.pruning.masks import check_fits
     from stages.pruning.structure import choice, zeros
     from stages.pruning.structure.axes import describe
@@ -120,13 +120,11 @@ def _cut(
     from stages.training.loop import total_steps
     from stages.training.tokenised import encoded
 
-    structural = criterion.find(level.method).structure
-    assert structural is not None
     pairs = (training.sources, training.targets)
     seed, rules = settings.runtime.seed, settings.prune
     dense = anatomy.describe(generator.model)
     looked_at = context(generator, dense.matrices, pairs, rules, level.method, seed)
-    whole = choice.Dense(describe(generator.model), structural.cost(looked_at))
+    whole = choice.Dense(describe(generator.model), choice.cost(looked_at))
     if rules.structured.trains_first:
         changes.load(generator.model, layout.pruned_folder(level.key) / changes.WEIGHTS_FILE)
     read = None
