@@ -121,9 +121,12 @@ def check(name: str, alias: str | None) -> None:
 
 
 def shortened(text: str, limit: int = LONGEST) -> str:
-    """A page of Markdown, or as many of its sections as fit."""
+    """A page of Markdown, or as many of its sections as fit, among them the last: how it is made again."""
     if len(text) <= limit:
         return text
     rest = "\n\nMore in README.md of the checkpoint."
+    last = "\n\n" + text[text.rfind("\n## ") :].strip()
+    if len(last) + len(rest) < limit / 2:
+        rest = last + rest
     cut = text[: limit - len(rest)]
     return cut[: cut.rfind("\n## ")].rstrip() + rest

@@ -14,6 +14,8 @@ def test_long_descriptions_end_with_a_whole_section():
     assert shortened(short) == short
     long = short + "\n\n## Two\n\n" + "b" * LONGEST
     assert shortened(long) == short + "\n\nMore in README.md of the checkpoint."
+    again = "\n\n## Reproduce\n\ndvc repro"
+    assert shortened(long + again) == short + again + "\n\nMore in README.md of the checkpoint."
     assert shortened("x" * LONGEST) == "x" * LONGEST
     assert len(shortened(short + "\n\n## Two\n\n" + "b" * (LONGEST - len(short) - 10))) <= LONGEST
 
