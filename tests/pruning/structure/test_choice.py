@@ -253,14 +253,16 @@ FREE = dict.fromkeys(("encoder_layers", "encoder_attention", "encoder_feed_forwa
 """Milliseconds of an encoder that takes no time."""
 
 
+@pytest.mark.parametrize(("decoder_layers", "sparsities"), [("auto", (0.1, 0.2, 0.3)), (0, (0.05, 0.1))])
 @pytest.mark.parametrize("family", ["bert", "bart"])
 @pytest.mark.parametrize("allocation", ["uniform", "loss"])
-def test_what_saves_nothing_stays(allocation, family, context, latency_table, built):
+def test_what_saves_nothing_stays(allocation, family, decoder_layers, sparsities, context, latency_table, built):
     """Where an encoder takes no time, its layers and neurons are left, however much of the decoder goes."""
     table = latency_table(built(family).model, **FREE)
-    looked_at = context(family, budget="latency", latency=table, allocation=allocation)
+    rules = {"allocation": allocation, "decoder_layers": decoder_layers}
+    looked_at = context(family, budget="latency", latency=table, **rules)
     structure, limit = describe(looked_at.model), choice.cost(looked_at)
-    for sparsity in (0.1, 0.2, 0.3):
+    for sparsity in sparsities:
         plan = choice.choose(looked_at, limit * (1 - sparsity))
         assert plan.layers["encoder"] == whole(structure).layers["encoder"]
         assert len(plan.layers["decoder"]) < 2 or any(name.startswith("decoder.") for name in plan.units)
