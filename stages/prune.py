@@ -25,7 +25,6 @@ from stages.text.pairs import Pairs, read_pairs
 
 if TYPE_CHECKING:
     from stages.models.checkpoint import Generator
-    from stages.pruning.criterion import Structural
 
 DIGITS = 6
 """After the point, of the loss: it is computed in fp32, of which further ones differ between processors."""
@@ -64,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     rules = settings.prune
     if chosen.structure:
-        _remove(level, generator, chosen.structure, settings, training, validation)
+        _remove(level, generator, settings, training, validation)
         return
     engine.check(generator.model, described.matrices, level.sparsity, rules)
     if shrink := chosen.shrink:
@@ -97,7 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _remove(
     level: layout.Level,
     generator: Generator,
-    structural: Structural,
     settings: params.Params,
     training: Pairs,
     validation: Pairs,
@@ -128,7 +126,7 @@ def _remove(
     pairs = (training.sources, training.targets)
     looked_at = context(generator, dense.matrices, pairs, rules, level.method, seed)
     gone, zero = zeros.shares(level.sparsity, rules)
-    there = choice.Dense(describe(generator.model), structural.cost(looked_at))
+    there = choice.Dense(describe(generator.model), choice.cost(looked_at))
     trimmed = generator
     if structured.vocabulary:  # before anything is chosen, since it counts towards the budget
         read = seen(generator, training.sources + validation.sources, training.targets + validation.targets)

@@ -19,7 +19,6 @@ from stages.models.anatomy import Matrix
 
 if TYPE_CHECKING:
     from stages.pruning.layerwise import Layerwise
-    from stages.pruning.structure.plan import Plan
 
 NO_CALIBRATION = "no calibration examples: the training split is empty, or prune.calibration.samples is 0"
 Batches = Callable[[], Iterable[dict[str, Tensor]]]
@@ -58,16 +57,6 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Structural:
-    """How parts to remove are chosen."""
-
-    choose: Callable[[Context, float], Plan]
-    """The plan whose cost is at most so much."""
-    cost: Callable[[Context], float]
-    """Of the model as it is."""
-
-
-@dataclass(frozen=True)
 class Criterion:
     """How weights are ranked, and the training that prepares them for it, if any. One of the first two is given, or
     the last.
@@ -82,8 +71,8 @@ class Criterion:
 
     learn: Callable[[Tensor, Tensor, Tensor], None] | None = None
     """Of scores learnt in fine-tuning: `learn(scores, weight, gradient)` changes them in place at each step."""
-    structure: Structural | None = None
-    """Of a method that removes parts of the model and sets nothing to zero; then none of the others is given."""
+    structure: bool = False
+    """Whether the method removes parts of the model (`stages.pruning.structure`); then none of the others is given."""
 
     @property
     def changes_weights(self) -> bool:

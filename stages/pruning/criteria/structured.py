@@ -6,7 +6,6 @@ Which ones, `stages.pruning.structure` says: how many of each kind a budget leav
 
 from __future__ import annotations
 
-from stages.pruning.criterion import Criterion, Structural
-from stages.pruning.structure.choice import choose, cost
+from stages.pruning.criterion import Criterion
 
-CRITERION = Criterion(structure=Structural(choose, cost))
+CRITERION = Criterion(structure=True)
