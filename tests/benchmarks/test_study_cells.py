@@ -86,7 +86,7 @@ def test_digest_has_what_decides_a_cell():
 
     def digest(cell: Cell, **changes) -> str:
         made = settings(chosen, cell, ROOT)
-        return fingerprint(made.model_copy(update=changes), cell)
+        return fingerprint(chosen, made.model_copy(update=changes), cell)
 
     made = settings(chosen, base, ROOT)
     assert digest(base) == digest(Cell("en", 1, "magnitude", 0.9, "fine_tuned"))  # any seed
@@ -106,7 +106,7 @@ def test_rows_that_are_there_are_not_made_again(tmp_path, monkeypatch):
     cells = chosen.cells()
     assert list(study.missing(chosen, path)) == cells
     done = Cell("en", 42, "magnitude", 0.9, "fine_tuned")
-    csv_rows.append(path, row(params=fingerprint(settings(chosen, done, ROOT), done)))
+    csv_rows.append(path, row(params=fingerprint(chosen, settings(chosen, done, ROOT), done)))
     csv_rows.append(path, row(seed=1, params="of other params"))
     assert list(study.missing(chosen, path)) == [cell for cell in cells if cell != done]
 
@@ -173,7 +173,7 @@ def test_a_small_study_for_real(tmp_path):
         "finetune": {"epochs": 1, "batch_size": 8, "gradient_accumulation": 1, "refresh_steps": 1},
         "prune": {"calibration": {"samples": 8, "batch_size": 8}},
     }
-    block = {**VALUES["blocks"][0], "seed": [3], "sparsity": [0.6]}
+    block = {**VALUES["blocks"][0], "seed": [3, 4], "sparsity": [0.6]}
     YAML().dump({**VALUES, "params": small, "blocks": [block]}, tmp_path / "plan.yaml")
     command = [sys.executable, "-m", "benchmarks.study", "--plan", "plan.yaml", "--csv", "rows.csv", "--models", "m"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
@@ -186,12 +186,16 @@ def test_a_small_study_for_real(tmp_path):
         return done.stdout
 
     run("--limit", "3")
-    assert len(results.read(tmp_path / "rows.csv")) == 3
-    run()
+    cells = plan.load(tmp_path / "plan.yaml").cells()
+    assert [one.cell for one in results.read(tmp_path / "rows.csv")] == cells[:3]
+    run("-j", "2")  # side by side, the seeds
     rows = results.read(tmp_path / "rows.csv")
-    assert [one.cell for one in rows] == plan.load(tmp_path / "plan.yaml").cells()
-    assert rows[0].steps == 0 and rows[1].steps == rows[3].steps > 0
-    assert rows[1].loss != rows[0].loss != rows[2].loss
+    assert {one.cell for one in rows} == set(cells) and len(rows) == len(cells) == 8
+    for seed in (3, 4):
+        found = [one for one in rows if one.seed == seed]
+        assert [one.cell for one in found] == [cell for cell in cells if cell.seed == seed]
+        assert found[0].steps == 0 and found[1].steps == found[3].steps > 0
+        assert found[1].loss != found[0].loss != found[2].loss
     before = Path(tmp_path / "rows.csv").read_bytes()
     assert "seed 3" not in run()
     assert Path(tmp_path / "rows.csv").read_bytes() == before

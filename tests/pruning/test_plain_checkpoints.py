@@ -11,6 +11,7 @@ from shared import FAMILIES, SOURCES, TARGETS
 
 from stages.models import anatomy, checkpoint
 from stages.pruning import criterion, engine, masks
+from stages.pruning.structure.choice import choose, cost
 from stages.pruning.structure.removal import shrink
 
 TOKENS = 12
@@ -54,7 +55,7 @@ def pruned(generator, method, settings):
     described = anatomy.describe(generator.model)
     context = criterion.Context(generator.model, described.matrices, lambda: [batch], 0, getattr(rules, method))
     if found.structure:
-        return shrink(generator, found.structure.choose(context, found.structure.cost(context) * 0.6)), None
+        return shrink(generator, choose(context, cost(context) * 0.6)), None
     chosen = engine.choose(context, found, 0.5, rules)
     masks.apply(described.weights, chosen)
     return generator, chosen

@@ -18,7 +18,7 @@ import sys
 from stages.params import Runtime
 from stages.runtime import prepare
 if sys.argv[1:]:
-    prepare(Runtime(seed=1, threads=1, precision="auto", instructions=sys.argv[1]))
+    prepare(Runtime(seed=1, threads=1, processes=1, precision="auto", instructions=sys.argv[1]))
 import torch
 matrix = torch.ones(8, 8).to_mkldnn()
 matrix + matrix
@@ -40,7 +40,8 @@ def kernels(*arguments: str, most: str | None = None) -> str:
 def test_a_sweep_says_what_it_leaves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def said(instructions: str, precision: str = "auto") -> str | None:
         runtime = Runtime.model_validate(
-            {"seed": 1, "threads": 1, "precision": precision, "instructions": instructions}, strict=False
+            {"seed": 1, "threads": 1, "processes": 1, "precision": precision, "instructions": instructions},
+            strict=False,
         )
         return machine.left_alone(runtime)
 
