@@ -39,7 +39,6 @@ EXECUTE = ("--force", "--no-run-cache", "--no-commit")
 """Options of `dvc repro`: run the command whatever the lock says, restore nothing, put nothing into the cache."""
 DATA = ".dvc"
 """How files end by which DVC keeps data that no stage makes; it counts them among the stages."""
-PINS = Path("constraints.txt")
 Outs = Mapping[str, Mapping[str, str]]
 """Stage → path → md5."""
 
@@ -257,8 +256,8 @@ def _reasons(runtime: params.Runtime) -> Iterator[str]:
     for name, value in here.items():
         if (was := made.get(name)) and was != value:
             yield f"{name}: {value} here, {was} where the benchmark of that commit was run"
-    if PINS.is_file():
-        yield from machine.unlike_pins(PINS.read_text(encoding="utf-8"))
+    if fingerprints.CONSTRAINTS.is_file():
+        yield from machine.unlike_pins(fingerprints.CONSTRAINTS.read_text(encoding="utf-8"))
     yield from (f"{variable} is set" for variable in machine.variables())
     unknown = "" if "device" in made else "; the commit does not say where it was made"
     yield f"here: {', '.join(f'{name} {value}' for name, value in here.items())}{unknown}"

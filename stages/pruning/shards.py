@@ -120,7 +120,7 @@ def prune_folder(source: Path, target: Path, sparsity: float, rules: Prune) -> O
     scores = Scores(matrices, lambda name: shards[called[name]].float().abs())  # fp32, as a model in memory has them
     context = Context(model, matrices, list, 0, None)
     masks = engine.choose(context, Criterion(lambda _: scores), sparsity, rules)
-    repeated = copies(model)
+    repeated, names = copies(model), {own: name for name, own in called.items()}
     with replacing(target) as partial:
         partial.mkdir()
         for file in source.iterdir():
@@ -128,7 +128,7 @@ def prune_folder(source: Path, target: Path, sparsity: float, rules: Prune) -> O
                 shutil.copy(file, partial / file.name)
         for shard in sorted(set(shards.files.values())):
             tensors, metadata = shards.of(shard)
-            _apply(tensors, masks, repeated, {own: name for name, own in called.items()})
+            _apply(tensors, masks, repeated, names)
             save_file(tensors, partial / shard, metadata=metadata)
     return Outcome(masks.pruned, masks.numel)
 
