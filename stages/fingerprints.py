@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def text(recorded: Mapping[str, str]) -> str:
     return files.as_json(dict(sorted(recorded.items())))
 
 
-def modules(root: Path, fingerprint: Path | str) -> dict[str, str]:
+def named(root: Path, fingerprint: Path | str) -> dict[str, str]:
     """What a fingerprint names, path → md5 and library → version; nothing if there is no such fingerprint.
 
     Raises:
@@ -65,14 +66,14 @@ def md5_now(root: Path, fingerprint: Path | str) -> str:
 
     It is of the modules that it names: where they import others than they did, one of them is another as well.
     """
-    if not (known := modules(root, fingerprint)):
+    if not (known := named(root, fingerprint)):
         return ""
     return files.md5_of(text({name: _now(root, name) for name in known}))
 
 
 def edited(root: Path, fingerprint: Path | str) -> list[str]:
     """Modules and libraries that are not as a fingerprint has them, none of a path that is no fingerprint."""
-    return [name for name, recorded in modules(root, fingerprint).items() if _now(root, name) != recorded]
+    return [name for name, recorded in named(root, fingerprint).items() if _now(root, name) != recorded]
 
 
 def is_library(name: str) -> bool:
@@ -92,26 +93,31 @@ def _pins(path: Path, changed: int) -> dict[str, str]:
     return {name.lower().replace("_", "-"): version for name, version in found}
 
 
+def installed_otherwise(versions: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Which of these libraries are installed in another version, and in which.
+
+    One that is not installed is left out, as of an extra, and a local part, such as +cpu, makes no other version.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name, wanted in versions.items():
+        with suppress(PackageNotFoundError):
+            if (installed := version(name)).partition("+")[0] != wanted.partition("+")[0]:
+                yield name, installed
+
+
 def refuse_other_libraries(script: str) -> None:
     """Refuse to compute with libraries of other versions than DVC would record.
 
     Raises:
-        UserError: one that is installed is not what the script's fingerprint says; a local part, such as +cpu, may be.
+        UserError: one that is installed is not what the script's fingerprint says.
     """
-    from importlib.metadata import PackageNotFoundError, version
-
-    for name, recorded in modules(Path(), file_of(script)).items():
-        if not is_library(name):
-            continue
-        try:
-            installed = version(name)
-        except PackageNotFoundError:  # of an extra: what needs it says so itself
-            continue
-        if installed.partition("+")[0] != recorded.partition("+")[0]:
-            raise UserError(
-                f"{name} {installed} is installed, {CONSTRAINTS} has {recorded}, by which results are recorded: run "
-                f"`make environment`, or change {CONSTRAINTS}"
-            )
+    recorded = {name: version for name, version in named(Path(), file_of(script)).items() if is_library(name)}
+    for name, installed in installed_otherwise(recorded):
+        raise UserError(
+            f"{name} {installed} is installed, {CONSTRAINTS} has {recorded[name]}, by which results are recorded: run "
+            f"`make environment`, or change {CONSTRAINTS}"
+        )
 
 
 def refuse_edited(script: str, imported: Collection[str] | None = None) -> None:

@@ -6,9 +6,9 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
+from stages import fingerprints
 from stages.params import Runtime
 
 DECIDING = ("torch", "transformers", "tokenizers", "numpy", "safetensors", "accelerate", "peft", "pyarrow", "sacrebleu")
@@ -83,21 +83,11 @@ def _instructions() -> str:
     return str(torch.backends.cpu.get_cpu_capability())
 
 
-def unlike_pins(constraints: str) -> Iterator[str]:
-    """Say which deciding packages are not the ones that are pinned.
-
-    Args:
-        constraints: text of a pip constraints file, a `NAME==VERSION` a line.
-    """
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", constraints, re.MULTILINE))
-    for name in DECIDING:
-        try:
-            installed = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            installed = "none"
-        pinned = pins.get(name, installed)
-        if pinned not in (installed, installed.partition("+")[0]):  # 2.13.0+cpu is a build of 2.13.0
-            yield f"{name}: {installed} is installed, constraints.txt has {pinned}"
+def unlike_pins(root: Path) -> Iterator[str]:
+    """Say which deciding packages are not the ones that a project pins."""
+    pins = fingerprints.pins(root)
+    for name, installed in fingerprints.installed_otherwise({name: pins[name] for name in DECIDING if name in pins}):
+        yield f"{name}: {installed} is installed, {fingerprints.CONSTRAINTS} has {pins[name]}"
 
 
 def variables() -> Iterator[str]:

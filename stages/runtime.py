@@ -55,7 +55,8 @@ def run_together(runtime: Runtime, module: str, *arguments: str) -> bool:
     if runtime.processes == 1:
         return False
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-    variables = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}  # outputs are kept here
+    variables = {"OMP_NUM_THREADS": str(runtime.threads)} | dict(os.environ)  # torchrun prints a page where it is unset
+    variables.pop("DVC_STAGE", None)  # outputs are kept here
     command = (*launcher, str(runtime.processes), "--module", module, *arguments)
     if subprocess.run(command, env=variables, check=False).returncode:
         raise UserError(f"one of {runtime.processes} processes failed: what went wrong is said above")

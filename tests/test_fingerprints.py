@@ -56,7 +56,7 @@ def test_a_module_that_is_gone_is_edited(fingerprint):
 
 @pytest.mark.parametrize("path", ["outputs/metrics/train.json", MODULE, "outputs/code/other.json"])
 def test_other_files_name_no_modules(path, fingerprint):
-    assert fingerprints.modules(HERE, path) == {}
+    assert fingerprints.named(HERE, path) == {}
     assert fingerprints.edited(HERE, path) == []
     assert fingerprints.md5_now(HERE, path) == ""
 

@@ -126,6 +126,7 @@ def test_arrows_point_one_way():
             "runtime",
             "lockfile",
             "machine",
+            "memory",
             "pool",
             "processes",
             "scratch",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.errors import UserError
+from stages.memory import give_back
 
 STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
@@ -37,8 +37,8 @@ def cost(run: Callable[[], None]) -> Cost:
         UserError: the kernel does not let the mark be reset, as where there is no /proc.
     """
     gc.collect()
+    give_back()
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
         RESET.write_text("5", encoding="ascii")  # sets VmHWM to VmRSS: proc_pid_clear_refs(5)
     except OSError as error:
         raise UserError(f"cannot measure peak memory here ({error}): run this on Linux") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from benchmarks import tables
 from benchmarks.intervals import Estimate, estimate
@@ -11,6 +12,7 @@ from benchmarks.study.plan import ONE_SHOT, Cell, Plan
 from benchmarks.study.results import Row
 from stages.errors import UserError
 from stages.layout import DENSE
+from stages.params import Method
 
 Rows = Mapping[Cell, Row]
 Measure = Callable[[Row, Row], float]
@@ -76,7 +78,7 @@ def kept(plan: Plan, rows: Rows, language: str, *regimes: str) -> list[str]:
     for regime in regimes:
         if dense := _over_seeds(plan, rows, Cell(language, 0, DENSE, 0, regime), lambda row, _: row.bleu):
             lines.append(tables.line([f"`{regime}`", "dense, BLEU", dense.show(), *[""] * (len(sparsities) - 1)]))
-        for method in _methods(plan, wanted, regime):
+        for method in _methods(wanted, regime):
             cells = [Cell(language, 0, method, sparsity, regime) for sparsity in sparsities]
             found = [_over_seeds(plan, rows, cell, lambda row, dense: row.bleu / dense.bleu) for cell in cells]
             shown = [one.show(scale=100, unit=" %") if one else tables.ABSENT for one in found]
@@ -112,7 +114,7 @@ def losses(plan: Plan, rows: Rows, language: str, regime: str, sparsity: str) ->
     lines = tables.header(["method", *(name for name, _ in measures)])
     share = float(sparsity)
     wanted = [cell for cell in rows if cell.language == language and cell.sparsity in (share, 0)]
-    for method in [DENSE, *_methods(plan, wanted, regime)]:
+    for method in [DENSE, *_methods(wanted, regime)]:
         cell = Cell(language, 0, method, 0 if method == DENSE else share, _regime(plan, method, regime))
         found = [_over_seeds(plan, rows, cell, measure) for _, measure in measures]
         shown = [one.show(3) if one else tables.ABSENT for one in found]
@@ -129,7 +131,7 @@ def cost(plan: Plan, rows: Rows, language: str, regime: str) -> list[str]:
     """
     lines = tables.header(["method", "prune, median", "prune, largest", "finetune, median", "rows"])
     wanted = [cell for cell in rows if cell.language == language]
-    for method in [DENSE, *_methods(plan, wanted, regime)]:
+    for method in [DENSE, *_methods(wanted, regime)]:
         own = [rows[c] for c in wanted if c.method == method and c.regime == _regime(plan, method, regime)]
         if own:
             prune, tune = sorted(row.prune_seconds for row in own), sorted(row.finetune_seconds for row in own)
@@ -167,7 +169,7 @@ def _by_sparsity(
     if dense and (control := _over_seeds(plan, rows, Cell(language, 0, DENSE, 0, plan.control(regime)), measure)):
         name = "baseline" if regime == ONE_SHOT else DENSE
         lines.append(tables.line([f"`{name}`", show(control), *[""] * (len(sparsities) - 1)]))
-    for method in _methods(plan, wanted, regime):
+    for method in _methods(wanted, regime):
         cells = [Cell(language, 0, method, sparsity, regime) for sparsity in sparsities]
         found = [_over_seeds(plan, rows, cell, measure) for cell in cells]
         lines.append(tables.line([f"`{method}`", *(show(one) if one else tables.ABSENT for one in found)]))
@@ -185,10 +187,9 @@ def _over_seeds(plan: Plan, rows: Rows, cell: Cell, measure: Measure) -> Estimat
     return estimate(values)
 
 
-def _methods(plan: Plan, wanted: Sequence[Cell], regime: str) -> list[str]:
-    """Methods with a row of a regime, in the order of the plan."""
-    order = dict.fromkeys(method for block in plan.blocks for method in block.method)
-    return [method for method in order if any(c.method == method and c.regime == regime for c in wanted)]
+def _methods(wanted: Sequence[Cell], regime: str) -> list[str]:
+    """Methods with a row of a regime, in the order of params."""
+    return [method for method in get_args(Method) if any(c.method == method and c.regime == regime for c in wanted)]
 
 
 def _regime(plan: Plan, method: str, regime: str) -> str:

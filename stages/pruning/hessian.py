@@ -6,6 +6,8 @@ H = 2XX^T/n for every row (Frantar and Alistarh 2023, SparseGPT, section 3.1).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,27 +27,24 @@ def damped(gram: Gram, damping: float, name: str) -> Tensor:
         UserError: an input was not finite.
     """
     hessian = gram.products.double().mul_(2 / gram.tokens)
-    if not bool(hessian.isfinite().all()):
+    if not math.isfinite(float(hessian.sum())):  # as it is if one is not, and no sum of fp32 leaves fp64
         raise UserError(f"what reaches {name} is not finite: the model has diverged")
     diagonal = hessian.diagonal()
     diagonal += damping * (float(diagonal.mean()) or 1.0)
     return hessian
 
 
-def dead(gram: Gram) -> Tensor:
-    """Which inputs were never anything but zero, such as those behind a ReLU that never opens, [inputs]."""
-    return gram.products.diagonal() == 0
-
-
 def shared_factor(gram: Gram, damping: float, name: str) -> Tensor:
-    """`inverse_factor` of `damped`, computed once for all matrices that are given the same inputs.
+    """`inverse_factor` of `damped`, computed once for all matrices that are given the same inputs; sums are used up.
 
     Raises:
         UserError: as the two.
     """
-    if damping not in gram.factors:
-        gram.factors[damping] = inverse_factor(damped(gram, damping, name), name)
-    return gram.factors[damping]
+    if gram.factor is None:
+        hessian = damped(gram, damping, name)
+        gram.free()
+        gram.factor = inverse_factor(hessian, name)
+    return gram.factor
 
 
 def inverse_factor(hessian: Tensor, name: str) -> Tensor:

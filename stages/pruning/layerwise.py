@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,7 +98,9 @@ def prune_in_order(
     Raises:
         UserError: there are no calibration texts, or none reaches a matrix.
     """
-    found = Masks()
+    # Masks are read off the weights in the end, when hidden states are gone: all that is known meanwhile is which zeros
+    # are kept, mostly none.
+    zeros: dict[str, bytes] = {}
 
     def visit(block: str, statistics: dict[str, Statistic]) -> None:
         for name in list(statistics):
@@ -108,15 +112,33 @@ def prune_in_order(
             layer = Layer(name, weight, statistic, counts[name], pattern, rows, already, context.settings)
             kept = criterion.prune(layer)
             weight.masked_fill_(~kept, 0.0)
-            found.put(name, matrix.oriented(kept))
+            if int(weight.count_nonzero()) != int(kept.count_nonzero()):
+                zeros[name] = _packed(matrix.oriented(kept & (weight == 0)))
 
     losing = [name for name, count in counts.items() if count]
     if losing:
         walk(context, criterion.statistic, visit, losing)
     masks = Masks()
     for name, matrix in context.matrices.items():
-        masks.put(name, found[name] if name in found else keep_whole(matrix.weight))
+        if not counts.get(name):
+            masks.put(name, keep_whole(matrix.weight))
+            continue
+        kept = matrix.weight != 0
+        if name in zeros:
+            kept |= _unpacked(zeros[name], kept.shape).to(kept.device)
+        masks.put(name, kept)
     return masks
+
+
+def _packed(mask: Tensor) -> bytes:
+    """A mask, where little of it is True: hardly larger than what it says."""
+    return zlib.compress(np.packbits(mask.cpu().numpy().reshape(-1)).tobytes(), level=1)
+
+
+def _unpacked(packed: bytes, shape: torch.Size) -> Tensor:
+    """What `_packed` was given."""
+    bits = np.unpackbits(np.frombuffer(zlib.decompress(packed), dtype=np.uint8), count=shape.numel())
+    return torch.from_numpy(bits.view(bool)).reshape(shape)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stages.errors import UserError
+from stages.pruning.selection import CHUNK
 
 
 class Pattern(Protocol):
@@ -110,9 +111,14 @@ class Grouped:
 
     def scores(self, scores: Tensor) -> Tensor:
         """The weights' own for the candidates, infinite for those that the pattern keeps."""
-        columns = scores.reshape(-1, self.group).T.contiguous()
-        columns.masked_fill_(_ranks(columns) >= self.group - self.kept, math.inf)
-        return columns.T.reshape(scores.shape)
+        groups = scores.reshape(-1, self.group)
+        found = torch.empty_like(groups)
+        together = max(CHUNK // self.group, 1)
+        for some, wanted in zip(groups.split(together), found.split(together), strict=True):
+            columns = some.T.contiguous()
+            columns.masked_fill_(_ranks(columns) >= self.group - self.kept, math.inf)
+            wanted.copy_(columns.T)
+        return found.reshape(scores.shape)
 
     def candidates(self, units: int) -> int:
         """Of each group those that the pattern does not keep."""

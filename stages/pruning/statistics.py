@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -75,8 +76,8 @@ class Gram:
         self.tokens = 0
         self._upper = torch.zeros(inputs, inputs, device=device)
         self._whole = True
-        self.factors: dict[float, Tensor] = {}
-        """Kept by `hessian.shared_factor`, by damping."""
+        self.factor: Tensor | None = None
+        """Kept by `hessian.shared_factor`."""
         self._width = max(math.ceil(inputs / self.BANDS), 64)
 
     def add(self, inputs: Tensor) -> None:
@@ -98,3 +99,13 @@ class Gram:
                 self._upper[stop:, start:stop] = self._upper[start:stop, stop:].T
             self._whole = True
         return self._upper
+
+    @cached_property
+    def dead(self) -> Tensor:
+        """Which inputs were never anything but zero, such as those behind a ReLU that never opens, [inputs]."""
+        return self._upper.diagonal() == 0
+
+    def free(self) -> None:
+        """Keep no sums: only which inputs are dead."""
+        _ = self.dead
+        self._upper = self._upper.new_empty(0, 0)

@@ -19,6 +19,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from stages.errors import UserError
+from stages.memory import give_back
 from stages.models.anatomy import Matrix
 from stages.models.checkpoint import IGNORED, by
 from stages.pruning.criterion import NO_CALIBRATION, Context
@@ -87,10 +88,14 @@ def _abreast(passes: Sequence[greenlet], at_block: Callable[[str], None], count:
     """
     try:
         for _ in range(count):
-            stands = {one.switch() for one in passes}
+            stands = set()
+            for one in passes:
+                stands.add(one.switch())
+                give_back()  # what one pass leaves between its hidden states, the next has no use for
             if len(stands) != 1 or None in stands:
                 raise RuntimeError(DIFFERENT.format(stands))
             at_block(stands.pop())
+            give_back()
     finally:
         for one in passes:
             if not one.dead:

@@ -212,7 +212,7 @@ class Finished:
         paths = {path for entry in self.entries.values() for path in entry.deps}
         sources = [path for path in paths if not Path(path).is_relative_to(layout.OUTPUTS)]
         code = [path for path in paths if fingerprints.is_fingerprint(path)]
-        named = (name for path in code for name in fingerprints.modules(self.pipeline.root, path))
+        named = (name for path in code for name in fingerprints.named(self.pipeline.root, path))
         sources += [*code, *(name for name in named if not fingerprints.is_library(name))]
         sources += [f"{path}.dvc" for path in sources]
         lines = git("status", "--porcelain", "-uall", "--", *FILES, *sources, folder=self.pipeline.root).splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,10 @@ def test_one_seed_has_no_interval() -> None:
     assert estimate([]) is None
 
 
-def test_the_plan_has_five_seeds_of_every_criterion_in_two_languages() -> None:
+SEEDS = (42, 1, 2, 3, 4)
+
+
+def test_the_plan_has_five_seeds_of_every_criterion_on_the_default_data() -> None:
     from typing import get_args
 
     from stages.params import Method
@@ -48,10 +52,18 @@ def test_the_plan_has_five_seeds_of_every_criterion_in_two_languages() -> None:
     for method in get_args(Method):
         if criterion.find(method).structure:  # its sparsities are sizes: docs/structure.md
             continue
-        for language in ("en", "zh"):
-            for seed in (42, 1, 2, 3, 4):
-                for sparsity in (0.5, 0.7, 0.8, 0.9, 0.95, 0.97):
-                    assert Cell(language, seed, method, sparsity, "fine_tuned") in cells
+        regimes = ("fine_tuned",) if method == "movement" else ("one_shot", "fine_tuned")  # it learns its masks
+        for seed, sparsity, regime in product(SEEDS, (0.5, 0.7, 0.8, 0.9, 0.95, 0.97), regimes):
+            assert Cell("en", seed, method, sparsity, regime) in cells
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_plan_has_five_seeds_of_the_aims_in_two_languages(language: str) -> None:
+    chosen = plan.load(PLAN)
+    cells, regime = set(chosen.cells()), "long-rate-2e-3-ramp-0.3"
+    for seed, sparsity, method in product(SEEDS, (0.9, 0.95, 0.97), ("movement", "taylor")):
+        assert Cell(language, seed, method, sparsity, regime) in cells
+        assert Cell(language, seed, "dense", 0, chosen.control(regime)) in cells
 
 
 @pytest.mark.parametrize(

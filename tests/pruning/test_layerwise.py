@@ -73,25 +73,33 @@ def test_later_blocks_see_what_is_left_of_earlier_ones(family, build_family, set
     assert not torch.allclose(dense[last].squares, pruned[last].squares)
 
 
+class OneMatrix(nn.Module):
+    """A block with a matrix."""
+
+    def __init__(self, weight: list[list[float]]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(len(weight[0]), len(weight), bias=False))])
+        self.config = type("Config", (), {"is_encoder_decoder": False, "model_type": "mine"})()
+        self.weight = self.layers[0][0].weight
+        with torch.no_grad():
+            self.weight.copy_(torch.tensor(weight))
+
+    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return self.layers[0](input_ids)
+
+    def given(self, inputs: list[list[float]], padded: int, scope: str) -> tuple[Matrix, criterion.Context]:
+        """The matrix, and the context of a text [tokens, in], of which the last tokens are padding."""
+        name = "layers.0.0.weight"
+        matrix = Matrix(name, self.weight, transposed=False, role="unknown", side="decoder", block="layers.0")
+        real = torch.tensor([[1] * (len(inputs) - padded) + [0] * padded])
+        batch = {"input_ids": torch.tensor([inputs]), "attention_mask": real, "labels": torch.zeros_like(real)}
+        knobs = type("Knobs", (), {"scope": scope})()
+        return matrix, criterion.Context(self, {name: matrix}, lambda: [batch], 0, knobs)
+
+
 def test_wanda_by_hand(settings):
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.ModuleList([nn.Sequential(nn.Linear(3, 2, bias=False))])
-            self.config = type("Config", (), {"is_encoder_decoder": False, "model_type": "mine"})()
-
-        def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-            return self.layers[0](input_ids)
-
-    model = Model().eval()
-    weight = model.layers[0][0].weight
-    with torch.no_grad():
-        weight.copy_(torch.tensor([[1.0, -2.0, 3.0], [3.0, 2.0, 1.0]]))
-    matrix = Matrix("layers.0.0.weight", weight, transposed=False, role="unknown", side="decoder", block="layers.0")
-    inputs = torch.tensor([[[3.0, 0.0, 1.0], [4.0, 1.0, 0.0], [9.0, 9.0, 9.0]]])  # the last position is padding
-    batch = {"input_ids": inputs, "attention_mask": torch.tensor([[1, 1, 0]]), "labels": torch.tensor([[0, 0, 0]])}
-    knobs = type("Knobs", (), {"scope": "row"})()
-    context = criterion.Context(model, {matrix.name: matrix}, lambda: [batch], 0, knobs)
+    model = OneMatrix([[1.0, -2.0, 3.0], [3.0, 2.0, 1.0]])
+    matrix, context = model.given([[3.0, 0.0, 1.0], [4.0, 1.0, 0.0], [9.0, 9.0, 9.0]], 1, "row")
     statistic = gathered(context, Moments)[matrix.name]
     assert statistic.tokens == 2 and statistic.squares.tolist() == [25.0, 1.0, 1.0]
     torch.testing.assert_close(statistic.mean, torch.tensor([3.5, 0.5, 0.5]))
@@ -104,4 +112,12 @@ def test_wanda_by_hand(settings):
     # |w| * norm: 5, 2, 3 and 15, 2, 1; by |w| alone the first row would lose another.
     chosen = engine.choose(context, criterion.find("wanda"), 1 / 3, settings().prune)
     assert chosen[matrix.name].tolist() == [[True, False, True], [True, True, False]]
-    assert weight.tolist() == [[1.0, 0.0, 3.0], [3.0, 2.0, 0.0]]
+    assert model.weight.tolist() == [[1.0, 0.0, 3.0], [3.0, 2.0, 0.0]]
+
+
+def test_weights_that_were_zero_and_stay_are_kept(settings):
+    """Of four zeros two go, the first in order; then -0.0, which is one of the others, is in the mask all the same."""
+    model = OneMatrix([[0.0, 5.0, 0.0, -0.0], [4.0, 0.0, 3.0, 2.0]])
+    matrix, context = model.given([[1.0, 1.0, 1.0, 1.0]], 0, "layer")
+    chosen = engine.choose(context, criterion.find("wanda"), 0.25, settings().prune)
+    assert chosen[matrix.name].tolist() == [[False, True, False, True], [True, True, True, True]]

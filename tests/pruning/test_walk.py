@@ -260,9 +260,11 @@ def test_turning_in_place_is_turning(size, monkeypatch):
     assert torch.equal(matrix, turned)
 
 
-def test_a_shared_factor_is_one_a_damping():
+def test_a_shared_factor_is_made_once_and_uses_up_the_sums():
     dense, inputs = correlated(4, 8, 50)
+    inputs[:, 3] = 0
     gram = layer_of("sparsegpt", dense, inputs, 16).statistic
     one, again = (hessian.shared_factor(gram, 0.01, "m") for _ in range(2))
     assert one is again
-    assert not torch.equal(one, hessian.shared_factor(gram, 0.1, "m"))
+    assert gram.dead.nonzero().flatten().tolist() == [3]
+    assert not gram.products.numel()

@@ -151,12 +151,17 @@ def test_a_stage_that_fails_is_reported(again):
     assert "not recomputed: prune@taylor-0.5, evaluate@taylor-0.5; logs are in" in err
 
 
-def test_packages_unlike_their_pins():
+def test_packages_unlike_their_pins(tmp_path: Path):
     base = torch.__version__.partition("+")[0]
-    assert list(machine.unlike_pins(f"torch=={base}\nleft-out==1\n")) == []
-    assert list(machine.unlike_pins("# numpy==1\ntorch==1.0.0\n")) == [
-        f"torch: {torch.__version__} is installed, constraints.txt has 1.0.0"
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text(f"torch=={base}\nleft-out==1\n")
+    assert list(machine.unlike_pins(tmp_path)) == []
+    constraints.write_text("# numpy==1\nsome-other==1.0.0\ntorch==1.0.0+cpu\n")
+    assert list(machine.unlike_pins(tmp_path)) == [
+        f"torch: {torch.__version__} is installed, constraints.txt has 1.0.0+cpu"
     ]
+    constraints.unlink()
+    assert list(machine.unlike_pins(tmp_path)) == []
 
 
 def test_variables_that_choose_kernels(monkeypatch: pytest.MonkeyPatch):

@@ -28,7 +28,7 @@ def prune(layer: Layer) -> Tensor:
     settings = layer.settings
     factor = hessian.shared_factor(layer.statistic, settings.damping, layer.name)
     # Of the loss w^2 / U_jj^2; none where no input ever came.
-    sensitivity = factor.diagonal().square().masked_fill(hessian.dead(layer.statistic), math.inf)
+    sensitivity = factor.diagonal().square().masked_fill(layer.statistic.dead, math.inf)
 
     weight = layer.weight.float()
     inputs = weight.shape[1]
