@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import rows
-from benchmarks.pruning import report, results, subjects
+from benchmarks.pruning import report, results, subjects, ways
 from benchmarks.pruning.results import Cell, Row
 from stages.errors import UserError, command
 from stages.layout import SCRATCH
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path, default=CSV, help="where the rows are")
     parser.add_argument("--models", type=Path, default=SCRATCH / "benchmark", help="where models are kept")
     parser.add_argument("--model", choices=subjects.SUBJECTS, help="of this one alone")
+    parser.add_argument("--method", choices=ways.WAYS, help="this one alone")
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement")
     parser.add_argument("--limit", type=int, help="make so many at most")
     parser.add_argument("--report", action="store_true", help=f"rewrite the tables of {PAGE} and measure nothing")
@@ -59,7 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "llmcompressor is not installed: `make benchmark`, or pip install -c constraints.txt '.[oracles]'"
         )
     setup = results.setup()
-    wanted = (cell for cell in missing(options.csv, options.repeats, setup) if options.model in (None, cell.model))
+    wanted = (
+        cell
+        for cell in missing(options.csv, options.repeats, setup)
+        if options.model in (None, cell.model) and options.method in (None, cell.method)
+    )
     for cell in islice(wanted, options.limit):
         row = run(cell, subjects.prepare(cell.model, options.models), setup)
         rows.append(options.csv, row)
@@ -78,8 +83,10 @@ def run(cell: Cell, folder: Path, setup: tuple[str, str, str]) -> Row:
     Raises:
         UserError: it failed; says with what.
     """
-    judged = cell.repeat == 0 and subjects.SUBJECTS[cell.model].trained
-    options = {"folder": folder, "method": cell.method, "library": cell.library, "level": cell.level}
+    # What does not look at texts leaves the same in every repeat.
+    differs = cell.repeat == 0 or cell.method in ways.CALIBRATED
+    judged = differs and subjects.SUBJECTS[cell.model].trained
+    options = {"folder": folder} | {name: value for name, value in vars(cell).items() if name != "model"}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.pruning.cell", *words, *(["--judge"] if judged else [])],

@@ -36,19 +36,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", choices=(*ways.WAYS, DENSE), required=True)
     parser.add_argument("--library", required=True)
     parser.add_argument("--level", required=True, help="a sparsity, or 2:4")
+    parser.add_argument("--repeat", type=int, default=0, help="which decides the calibration texts (default: 0)")
     parser.add_argument("--judge", action="store_true", help="what is left of the model as well")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    print(json.dumps(run(options.folder, options.method, options.library, options.level, judged=options.judge)))
+    chosen = options.folder, options.method, options.library, options.level, options.repeat
+    print(json.dumps(run(*chosen, judged=options.judge)))
 
 
-def run(folder: Path, method: str, library: str, level: str, *, judged: bool) -> dict[str, Any]:
+def run(folder: Path, method: str, library: str, level: str, repeat: int = 0, *, judged: bool) -> dict[str, Any]:
     """What pruning took, how many eligible weights are zero afterwards, and the losses of held texts."""
     from safetensors.torch import load_file
 
     model = subjects.load(folder)
     texts = load_file(folder / subjects.TEXTS)
-    calibration = batches(model, texts["calibration"])
+    calibration = batches(model, texts["calibration"][repeat % subjects.DRAWS])
     spent = measure.Cost(0.0, 0.0, 0)
     if method != DENSE:
         way = ways.WAYS[method][library]

@@ -66,24 +66,31 @@ def cost(rows: Rows, model: str) -> list[str]:
 
 
 def quality(rows: Rows, model: str) -> list[str]:
-    """Perplexity of both sides, and the difference of the loss with its interval over texts; and what was pruned."""
-    names = ["method", "level", "beside", "ours", "other", "loss, ours − other", "zeros, ours", "zeros, other"]
-    lines = tables.header(names, left=3)
+    """Perplexity of both sides, and the difference of the loss; and what was pruned.
+
+    The interval is over repeats, which have calibration texts of their own; of one repeat, over held texts.
+    """
+    names = ["ours", "other", "loss, ours − other", "repeats", "zeros, ours", "zeros, other"]
+    lines = tables.header(["method", "level", "beside", *names], left=3)
     dense = rows.get(Cell(model, DENSE, "0", DENSE, 0))
     if dense:
-        lines.append(tables.line(["`dense`", "", "", f"{_perplexity(dense):.1f}", "", "", "", ""]))
+        lines.append(tables.line(["`dense`", "", "", _perplexity(dense), "", "", "", "", ""]))
     for method, level in product(ways.WAYS, ways.LEVELS):
         library = ways.other(method, level)
-        first = [cell for cell in _repeats(rows, model).get((method, level), []) if cell.repeat == 0]
-        if not library or not first:
+        pairs = [_pair(rows, cell) for cell in _repeats(rows, model).get((method, level), [])]
+        judged = [(mine, other) for mine, other in pairs if mine.losses and other.losses]
+        if not library or not judged:
             continue
-        mine, other = _pair(rows, first[0])
-        differences = [a - b for a, b in zip(mine.nats, other.nats, strict=True)]
+        mine, other = judged[0]
+        differences = [statistics.fmean(a.nats) - statistics.fmean(b.nats) for a, b in judged]
+        if len(judged) == 1:
+            differences = [a - b for a, b in zip(mine.nats, other.nats, strict=True)]
         found = estimate(differences)
         if found is None or found.half_width is None:
             continue
         sign = f"{found.mean:+.4f}".replace("-", "\N{MINUS SIGN}")
-        shown = [f"{_perplexity(mine):.1f}", f"{_perplexity(other):.1f}", f"{sign} ± {found.half_width:.4f}"]
+        shown = [_perplexity(*side) for side in zip(*judged, strict=True)]
+        shown += [f"{sign} ± {found.half_width:.4f}", f"{len(judged)}"]
         zeros = [f"{100 * row.zeros / row.eligible:.4f} %" for row in (mine, other)]
         lines.append(tables.line([f"`{method}`", _level(level), f"`{library}`", *shown, *zeros]))
     return lines
@@ -121,8 +128,9 @@ def _beside(cell: Cell) -> Cell:
     return Cell(cell.model, cell.method, cell.level, ways.other(cell.method, cell.level) or "", cell.repeat)
 
 
-def _perplexity(row: Row) -> float:
-    return math.exp(statistics.fmean(row.nats))
+def _perplexity(*repeats: Row) -> str:
+    """Of the mean loss over repeats."""
+    return f"{math.exp(statistics.fmean(statistics.fmean(row.nats) for row in repeats)):.1f}"
 
 
 def _level(level: str) -> str:

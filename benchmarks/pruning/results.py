@@ -78,7 +78,7 @@ class Row:
 def cells(repeats: int) -> Iterator[Cell]:
     """All cells in the order they are made: both sides of a comparison one after the other, in turns first.
 
-    What is judged comes in the first repeat alone: it does not differ in others.
+    Each repeat has calibration texts of its own.
     """
     for repeat, level, model in product(range(repeats), ORDER, subjects.SUBJECTS):
         if repeat == 0 and level == ORDER[0] and subjects.SUBJECTS[model].trained:

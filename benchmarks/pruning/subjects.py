@@ -18,15 +18,17 @@ from torch import Tensor
 from stages.errors import UserError
 from stages.files import replacing
 
-TEXTS = "texts.safetensors"
-"""Beside each model: token ids [texts, tokens], `calibration` and `held`."""
+DRAWS = 3
+"""Sets of calibration texts: which weights go, and what is left, differs from one to the next."""
+TEXTS = f"texts-{DRAWS}.safetensors"
+"""Beside each model: token ids, `calibration` [draws, texts, tokens] and `held` [texts, tokens]."""
 UTTERANCES = Path("data/raw/multiwoz.csv.gz")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SEED = 0
 LENGTH = 128
 """Tokens of a text; of an encoder-decoder the second half is its target."""
 CALIBRATION, HELD = 32, 32
-"""Texts of either kind."""
+"""Texts of a set, and those that judge."""
 DITHER = 2.0**-12
 """Weights are changed by so much of themselves at most, at random.
 
@@ -123,7 +125,7 @@ def texts(tokenizer: Any) -> dict[str, Tensor]:
     every = list(said)
     half = len(every) // 2
     return {
-        "calibration": _cut(tokenizer, [every[i] for i in order[:half]], CALIBRATION),
+        "calibration": _cut(tokenizer, [every[i] for i in order[:half]], DRAWS * CALIBRATION).unflatten(0, (DRAWS, -1)),
         "held": _cut(tokenizer, [every[i] for i in order[half:]], HELD),
     }
 

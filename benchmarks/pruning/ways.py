@@ -123,6 +123,9 @@ WAYS: dict[str, dict[str, Way]] = {
 }
 """Each method as each library has it."""
 
+CALIBRATED = ("wanda", "sparsegpt")
+"""Methods that look at texts."""
+
 
 def other(method: str, level: str) -> str | None:
     """The library that ours is compared with at a level; None where ours has nothing more to show.

@@ -16,7 +16,7 @@ SMALL = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_to
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[[str], Path]:
-    """`folder(family)`: a small `llama` or `bart` at random, and 8 + 4 texts of 16 tokens."""
+    """`folder(family)`: a small `llama` or `bart` at random, and texts of 16 tokens: 8 a draw, and 4."""
     from safetensors.torch import save_file
     from transformers import BartConfig, BartForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
@@ -33,8 +33,8 @@ def folder(tmp_path: Path) -> Callable[[str], Path]:
         model.save_pretrained(tmp_path)
         draws = torch.Generator().manual_seed(0)
         texts = {
-            name: torch.randint(3, VOCABULARY, (count, 16), generator=draws)
-            for name, count in (("calibration", 8), ("held", 4))
+            name: torch.randint(3, VOCABULARY, (*count, 16), generator=draws)
+            for name, count in (("calibration", (subjects.DRAWS, 8)), ("held", (4,)))
         }
         save_file(texts, tmp_path / subjects.TEXTS)
         return tmp_path

@@ -97,14 +97,31 @@ def comparison() -> list[Row]:
 
 
 def test_tables_by_hand() -> None:
-    """Medians 2 and 4, ratios 0.5, 0.25 and 1; exp(2.2) and exp(2); 0.2 ± 4.3027 * 0.1732 / sqrt(3)."""
+    """Medians 2 and 4, ratios 0.5, 0.25 and 1; exp(6.2 / 3) and exp(2); 0.2 / 3 ± 4.3027 * 0.1155 / sqrt(3)."""
     found = results.latest(comparison())
     assert report.cost(found, "smollm2")[2:] == ["| `wanda` | 50 % | `llmcompressor` | 2.0 | 4.0 | 0.50 | 101 | 300 |"]
     assert report.quality(found, "smollm2")[2:] == [
-        "| `wanda` | 50 % | `llmcompressor` | 9.0 | 7.4 | +0.2000 ± 0.4303 | 50.0000 % | 50.1000 % |"
+        "| `wanda` | 50 % | `llmcompressor` | 7.9 | 7.4 | +0.0667 ± 0.2869 | 3 | 50.0000 % | 50.1000 % |"
     ]
     assert report.setup(found, "smollm2")[-1].endswith("3 to 3 times")
     assert report.cost(found, "bart")[2:] == []
+
+
+def test_of_one_repeat_the_interval_is_over_texts() -> None:
+    """exp(2.2) and exp(2); 0.2 ± 4.3027 * 0.1732 / sqrt(3)."""
+    found = {cell: row for cell, row in results.latest(comparison()).items() if cell.repeat == 0}
+    assert report.quality(found, "smollm2")[2:] == [
+        "| `wanda` | 50 % | `llmcompressor` | 9.0 | 7.4 | +0.2000 ± 0.4303 | 1 | 50.0000 % | 50.1000 % |"
+    ]
+
+
+def test_what_looks_at_texts_is_judged_in_every_repeat_by_other_ones(folder: Callable[[str], Path]) -> None:
+    cells = [
+        Cell("smollm2", method, "0.5", ways.OURS, repeat) for method in ("wanda", "magnitude") for repeat in (0, 1)
+    ]
+    first, second, plain, again = (benchmark.run(cell, folder("llama"), SETUP) for cell in cells)
+    assert len(first.nats) == len(second.nats) == len(plain.nats) > 0 and first.losses != second.losses
+    assert again.losses == ""
 
 
 def test_a_side_that_is_alone_is_in_no_table() -> None:
