@@ -101,7 +101,7 @@ def test_tables_by_hand() -> None:
     found = results.latest(comparison())
     assert report.cost(found, "smollm2")[2:] == ["| `wanda` | 50 % | `llmcompressor` | 2.0 | 4.0 | 0.50 | 101 | 300 |"]
     assert report.quality(found, "smollm2")[2:] == [
-        "| `wanda` | 50 % | `llmcompressor` | 7.9 | 7.4 | +0.0667 ± 0.2869 | 3 | 50.0000 % | 50.1000 % |"
+        "| `wanda` | 50 % | `llmcompressor` | 7.9 | 7.4 | +0.0667 ± 0.2868 | 3 | 50.0000 % | 50.1000 % |"
     ]
     assert report.setup(found, "smollm2")[-1].endswith("3 to 3 times")
     assert report.cost(found, "bart")[2:] == []

@@ -20,7 +20,7 @@ MAGNITUDES = [("magnitude", "0.7"), ("magnitude", "2:4"), ("magnitude by layer",
 
 def pruned(folder: Path, method: str, library: str, level: str) -> dict[str, Tensor]:
     model = subjects.load(folder)
-    calibration = cell.batches(model, load_file(folder / subjects.TEXTS)["calibration"])
+    calibration = cell.batches(model, load_file(folder / subjects.TEXTS)["calibration"][0])
     ways.WAYS[method][library](model, calibration, level)
     plain = dict(model.named_parameters())
     assert not any(name.endswith(("_orig", "_mask", "original")) for name in plain)
