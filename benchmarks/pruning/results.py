@@ -106,8 +106,8 @@ def setup() -> tuple[str, str, str]:
     """Machine, versions, and digest of the code, of this process."""
     names = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     project = Path(__file__).parents[2]
-    measured = ("benchmarks/pruning/cell.py", "benchmarks/pruning/measure.py", "benchmarks/pruning/ways.py")
-    parts = [project / name for name in (*measured, "benchmarks/pruning/subjects.py", "stages/bitmasks.py")]
+    own = [f"benchmarks/pruning/{name}.py" for name in ("cell", "measure", "ways", "subjects")]
+    parts = [project / name for name in (*own, "stages/bitmasks.py", "stages/memory.py")]
     parts += sorted((project / "stages" / "pruning").glob("*.py")) + sorted(
         project / "stages" / "pruning" / "criteria" / f"{name}.py" for name in ("magnitude", "wanda", "sparsegpt")
     )
