@@ -14,6 +14,8 @@ from stages import params
 
 SHARED = ("finished", "searched", "swept")
 """Fixtures of a session that take minutes, or that several files use."""
+LONG = ("training", "runtimes")
+"""Rooms with files that take minutes, which would keep one worker busy when the others have ended."""
 
 
 def pytest_configure() -> None:
@@ -29,11 +31,13 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `--dist loadgroup`: tests of a file stay together, and so do those of the pipeline that is run once.
 
-    The pipeline takes half the time of all tests, so it comes first, and what else there is goes beside it.
+    The pipeline takes half the time of all tests, so it comes first, and what else there is goes beside it: what
+    takes longest, then the rest.
     """
     for item in items:
         group = next((name for name in SHARED if name in getattr(item, "fixturenames", ())), item.path.stem)
         item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
     items.sort(key=lambda item: "finished" not in getattr(item, "fixturenames", ()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from stages.pruning.layerwise import outlier_ratios, prune_in_order
 from stages.pruning.masks import keep_whole
 from stages.pruning.patterns import Pattern
 from stages.pruning.scores import Scores
-from stages.pruning.selection import keep_lowest_out, lowest
+from stages.pruning.selection import Cut, Pieces, keep_lowest_out, lowest
 
 
 def choose(
@@ -53,7 +54,13 @@ def choose(
     planned = _planned(matrices, pattern, sizes, sparsity, rules, gone, progress)
     floor = getattr(context.settings, "floor", 0.0)
 
+    # Whether every weight is scored by itself, so that scores may be made bit by bit.
+    alone = pattern == patterns.Unstructured() and held is None and not floor
+
     def units_of(scores: Mapping[str, Tensor]) -> Scores:
+        if alone:
+            found = scores if isinstance(scores, Scores) else Scores(scores, scores.__getitem__)
+            return found.moved(lambda name, tensor: matrices[name].oriented(tensor))
         return Scores(scores, lambda name: _floored(_units(scores[name], matrices[name], pattern, held), floor, name))
 
     scope = getattr(context.settings, "scope", rules.scope)
@@ -67,7 +74,8 @@ def choose(
         return prune_in_order(context, criterion.layerwise, counts, pattern, held)
     assert criterion.importance is not None
     _check_floor(floor, sizes, counts, 0)
-    return _each(units_of(criterion.importance(context)), matrices, pattern, counts, rows=scope == "row")
+    scores = units_of(criterion.importance(context))
+    return _each(scores, matrices, pattern, counts, rows=scope == "row", alone=alone)
 
 
 def check(model: nn.Module, matrices: Mapping[str, Matrix], sparsity: float, rules: Prune) -> None:
@@ -104,12 +112,13 @@ def _planned(
 
 
 def _each(
-    scores: Mapping[str, Tensor],
+    scores: Scores,
     matrices: Mapping[str, Matrix],
     pattern: Pattern,
     counts: Mapping[str, int],
     *,
     rows: bool,
+    alone: bool,
 ) -> Masks:
     """A threshold for each matrix, or for each row of it; scores are of units."""
     masks = Masks()
@@ -117,14 +126,18 @@ def _each(
         if not counts[name]:
             masks.put(name, keep_whole(matrix.weight))
             continue
-        # Not named, so that the scores of one matrix are gone before those of the next are computed.
-        kept = keep_lowest_out(scores[name], counts[name], rows=rows, name=name)
+        if alone and not rows:
+            made = partial(scores.pieces, name)
+            kept, _ = _marked(lowest({name: made}, counts[name]), made, matrix, pattern, 0)
+        else:
+            # Not named, so that the scores of one matrix are gone before those of the next are computed.
+            kept = keep_lowest_out(scores[name], counts[name], rows=rows, name=name)
         masks.put(name, _expanded(kept, matrix, pattern))
     return masks
 
 
 def _across(
-    scores: Mapping[str, Tensor],
+    scores: Scores,
     matrices: Mapping[str, Matrix],
     pattern: Pattern,
     planned: budget.Budget,
@@ -132,7 +145,7 @@ def _across(
     """One threshold over all matrices without a sparsity of their own; scores are of units."""
     candidates = sum(pattern.candidates(matrices[name].weight.numel() // pattern.size) for name in planned.others)
     everything = planned.rest == candidates  # no threshold then: each matrix loses all that it can
-    cut = None if everything else lowest(Scores(dict.fromkeys(planned.others), scores.__getitem__), planned.rest)
+    cut = None if everything else lowest({name: partial(scores.pieces, name) for name in planned.others}, planned.rest)
     masks, met = Masks(), 0
     for name, matrix in matrices.items():
         if planned.fixed.get(name) == 0:
@@ -142,9 +155,16 @@ def _across(
             most = pattern.candidates(matrix.weight.numel() // pattern.size)
             kept = keep_lowest_out(scores[name], planned.fixed.get(name, most), rows=False, name=name)
         else:
-            kept, met = cut.kept(scores[name], met)
+            kept, met = _marked(cut, partial(scores.pieces, name), matrix, pattern, met)
         masks.put(name, _expanded(kept, matrix, pattern))
     return masks
+
+
+def _marked(cut: Cut, scores: Pieces, matrix: Matrix, pattern: Pattern, met: int) -> tuple[Tensor, int]:
+    """Which units of a matrix [rows, columns] are kept, when `met` ties came before them; and the ties met by now."""
+    rows = matrix.oriented(matrix.weight).shape[0] // pattern.rows
+    kept = torch.empty(rows, matrix.weight.numel() // pattern.size // rows, dtype=torch.bool)
+    return kept, cut.mark(kept, scores, met)
 
 
 def _spread(

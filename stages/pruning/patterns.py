@@ -26,6 +26,11 @@ class Pattern(Protocol):
         ...
 
     @property
+    def rows(self) -> int:
+        """Outputs that a unit lies in."""
+        ...
+
+    @property
     def columns(self) -> int:
         """Inputs that have to be looked at together: a window of a matrix's columns is a multiple of it."""
         ...
@@ -56,6 +61,7 @@ class Unstructured:
     """Each weight by itself."""
 
     size: int = 1
+    rows: int = 1
     columns: int = 1
 
     def check(self, name: str, shape: torch.Size, sparsity: float) -> None:
@@ -85,6 +91,7 @@ class Grouped:
     kept: int
     group: int
     size: int = 1
+    rows: int = 1
 
     @property
     def columns(self) -> int:

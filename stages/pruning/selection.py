@@ -6,8 +6,9 @@ The result is the same for any device and thread count.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from stages.errors import UserError
 
 CHUNK = 2**17
 """Scores looked at at a time: what is computed beside them stays in the processor's cache."""
+
+Pieces = Callable[[], Iterable[Tensor]]
+"""Makes the scores of a matrix, in order and flat, `CHUNK` at a time."""
 
 
 @dataclass(frozen=True)
@@ -26,25 +30,36 @@ class Cut:
     ties: int
     """How many of those equal to the value, in order, are among them."""
 
-    def kept(self, scores: Tensor, met: int) -> tuple[Tensor, int]:
-        """Which of these scores are not among the lowest, when `met` ties came before them; and the ties met now."""
-        keep = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
-        for piece, kept in zip(scores.reshape(-1).split(CHUNK), keep.view(-1).split(CHUNK), strict=True):
-            torch.gt(piece, self.value, out=kept)
+    def mark(self, kept: Tensor, scores: Pieces, met: int) -> int:
+        """Write to `kept` which scores are not among the lowest, when `met` ties came before; returns the ties by now.
+
+        Args:
+            kept: bool, contiguous, as many as there are scores; on any device.
+            scores: of a matrix.
+            met: ties of the matrices before this one.
+        """
+        for piece, marked in zip(scores(), kept.view(-1).split(CHUNK), strict=True):
+            keep = piece > self.value
             ties = (piece == self.value).nonzero().flatten()
-            kept[ties[max(self.ties - met, 0) :]] = True
+            keep[ties[max(self.ties - met, 0) :]] = True
             met += len(ties)
-        return keep, met
+            marked.copy_(keep)
+        return met
 
 
-def lowest(scores: Mapping[str, Tensor], count: int) -> Cut:
+def pieces(scores: Tensor) -> Iterable[Tensor]:
+    """Scores, flat, `CHUNK` at a time."""
+    return scores.reshape(-1).split(CHUNK)
+
+
+def lowest(scores: Mapping[str, Pieces], count: int) -> Cut:
     """Where the `count` lowest of all scores end.
 
-    Two passes, each over one tensor at a time: a histogram of the upper half of every score's bits, then one of the
+    Two passes, each over one piece at a time: a histogram of the upper half of every score's bits, then one of the
     lower half for the scores in the bin where the count is reached (radix selection). Nothing is sorted or kept.
 
     Args:
-        scores: fp32.
+        scores: fp32, by name of the matrix.
         count: from 0 to the number of scores.
 
     Raises:
@@ -54,12 +69,12 @@ def lowest(scores: Mapping[str, Tensor], count: int) -> Cut:
         return Cut(-math.inf, 0)
     high = torch.zeros(2**16, dtype=torch.int64)
     for name in scores:
-        for keys in _keys(scores[name], name):
+        for keys in _keys(scores[name](), name):
             high += torch.bincount((keys >> 16) + 2**15, minlength=2**16).cpu()
     bin_, below = _reached(high, count)
     low = torch.zeros(2**16, dtype=torch.int64)
     for name in scores:
-        for keys in _keys(scores[name], name):
+        for keys in _keys(scores[name](), name):
             low += torch.bincount(keys[keys >> 16 == bin_ - 2**15] & 0xFFFF, minlength=2**16).cpu()
     least, before = _reached(low, count - below)
     return Cut(_value((bin_ - 2**15) * 2**16 + least), count - below - before)
@@ -76,7 +91,9 @@ def keep_lowest_out(scores: Tensor, count: int, *, rows: bool, name: str) -> Ten
         check_numbers(scores, name)
         return scores == math.inf  # nothing else is left to choose, as where a pattern N:M is met
     if not rows:
-        return lowest({name: scores}, count).kept(scores, 0)[0]
+        kept, made = torch.empty_like(scores, dtype=torch.bool), partial(pieces, scores)
+        lowest({name: made}, count).mark(kept, made, 0)
+        return kept
     return keep_lowest_in_rows_out(scores, over_rows(count, len(scores)).to(scores.device), name=name)
 
 
@@ -131,13 +148,11 @@ def check_numbers(scores: Tensor, name: str) -> None:
         raise UserError(f"importance scores of {name} are not numbers: the model has diverged")
 
 
-def _keys(scores: Tensor, name: str) -> Iterator[Tensor]:
+def _keys(scores: Iterable[Tensor], name: str) -> Iterator[Tensor]:
     """Whole numbers in the order of the scores, in pieces: their bits, negative ones turned round."""
-    flat = scores.detach().flatten()
-    for start in range(0, flat.numel(), CHUNK):
-        piece = flat[start : start + CHUNK].float()
+    for piece in scores:
         check_numbers(piece, name)
-        bits = (piece + 0.0).view(torch.int32)  # -0.0 becomes 0.0, its equal
+        bits = (piece.detach().float() + 0.0).view(torch.int32)  # -0.0 becomes 0.0, its equal
         yield bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 

@@ -117,7 +117,8 @@ def prune_folder(source: Path, target: Path, sparsity: float, rules: Prune) -> O
     matrices = anatomy.describe(model).matrices
     called = _names(shards, model)
     _check(shards, called, matrices)
-    scores = Scores(matrices, lambda name: shards[called[name]].float().abs())  # fp32, as a model in memory has them
+    # fp32, as a model in memory has them.
+    scores = Scores(matrices, lambda name: shards[called[name]], lambda weights: weights.float().abs())
     context = Context(model, matrices, list, 0, None)
     masks = engine.choose(context, Criterion(lambda _: scores), sparsity, rules)
     repeated, names = copies(model), {own: name for name, own in called.items()}

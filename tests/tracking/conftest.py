@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sqlite3
@@ -9,6 +10,9 @@ from typing import Any
 
 import pytest
 from sweep_on_disk import REPOSITORY, Sweep
+
+NUMBERS = itertools.count()
+"""Of projects: MLflow keeps connections by address, and pytest makes the folder of a test that passed again."""
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +35,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     paths = (str(REPOSITORY), str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.setattr("stages.tracking.pipeline.SETTLED_S", 0.0)  # only DVC writes a lock piece by piece
-    sweep = Sweep(tmp_path / "project")
+    sweep = Sweep(tmp_path / f"project-{next(NUMBERS)}")
     sweep.run_all()
     monkeypatch.chdir(sweep.root)
     return sweep
