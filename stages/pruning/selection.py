@@ -91,7 +91,8 @@ def keep_lowest_out(scores: Tensor, count: int, *, rows: bool, name: str) -> Ten
         check_numbers(scores, name)
         return scores == math.inf  # nothing else is left to choose, as where a pattern N:M is met
     if not rows:
-        kept, made = torch.empty_like(scores, dtype=torch.bool), partial(pieces, scores)
+        kept = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+        made = partial(pieces, scores)
         lowest({name: made}, count).mark(kept, made, 0)
         return kept
     return keep_lowest_in_rows_out(scores, over_rows(count, len(scores)).to(scores.device), name=name)
