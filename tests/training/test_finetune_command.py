@@ -14,7 +14,6 @@ from stages import export, finetune, generate, layout, prune
 from stages.bitmasks import MASKS_FILE, Masks
 from stages.models import anatomy, checkpoint
 from stages.pruning import changes, masks
-from stages.pruning.structure.compact import compact
 from stages.runtimes import folder as folders
 
 
@@ -42,24 +41,17 @@ def test_methods_by_gradients(method, family, project):
 
 
 @pytest.mark.parametrize("method", ["taylor", "movement", "l1"])
-def test_units_are_held_in_training(method, project):
+def test_units_are_held_in_training_and_left_out_of_the_export(method, project, capsys):
     project("bert", prune={"pattern": "units"})
     key = f"{method}-0.4"
     prune.main([key])
     finetune.main([key])
+    before, after = level(key)
     head = 4 * 8 * 16  # weights, of width 16 and two heads
-    assert all(abs(found.pruned - 0.4 * found.numel) <= head / 2 for found in level(key))
-    assert compact(checkpoint.load(layout.model_folder(key)).model) >= level(key)[1].pruned
-
-
-def test_units_are_left_out_of_the_export(project, capsys):
-    project("bert", prune={"pattern": "units"})
-    key = "movement-0.4"
-    prune.main([key])
-    finetune.main([key])
+    assert all(abs(found.pruned - 0.4 * found.numel) <= head / 2 for found in (before, after))
     export.main([key, "--to", "onnx", "--output", "cut"])
     folders.save(checkpoint.load(layout.model_folder(key)), Path("whole"), "onnx", source=key)
-    assert folders.size_bytes(Path("cut")) < folders.size_bytes(Path("whole")) - 3 * level(key)[1].pruned
+    assert folders.size_bytes(Path("cut")) < folders.size_bytes(Path("whole")) - 3 * after.pruned
     written = {}
     for model in (key, "cut"):
         capsys.readouterr()
