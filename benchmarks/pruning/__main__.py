@@ -18,7 +18,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ ALONE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREA
     "HF_HUB_OFFLINE": "1",
 }
 """Environment of a measurement: one thread, no progress bars, nothing asked of the network."""
+EVERY_TENSOR_MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
+"""Besides, where memory is measured: glibc takes tensors of 128 KiB and more from the kernel, and gives them back at
+once. Left to itself it changes what it keeps as it goes, and so the peak of one and the same call by half."""
 
 
 @command
@@ -68,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for cell in islice(wanted, options.limit):
         row = run(cell, subjects.prepare(cell.model, options.models), setup)
         rows.append(options.csv, row)
-        print(f"{cell}: {row.cpu_seconds:.1f} s, {row.extra_bytes / 1e6:.0f} MB", flush=True)
+        memory = "" if row.extra_bytes is None else f", {row.extra_bytes / 1e6:.0f} MB"
+        print(f"{cell}: {row.cpu_seconds:.1f} s{memory}", flush=True)
 
 
 def missing(path: Path, repeats: int, setup: tuple[str, str, str]) -> Iterator[Cell]:
@@ -78,7 +82,9 @@ def missing(path: Path, repeats: int, setup: tuple[str, str, str]) -> Iterator[C
 
 
 def run(cell: Cell, folder: Path, setup: tuple[str, str, str]) -> Row:
-    """Measure in a process of its own.
+    """Measure in a process of its own, and memory in another, since what keeps it steady takes time.
+
+    Memory is the same whichever texts there are: it is measured in the first repeat.
 
     Raises:
         UserError: it failed; says with what.
@@ -86,21 +92,30 @@ def run(cell: Cell, folder: Path, setup: tuple[str, str, str]) -> Row:
     # What does not look at texts leaves the same in every repeat.
     differs = cell.repeat == 0 or cell.method in ways.CALIBRATED
     judged = differs and subjects.SUBJECTS[cell.model].trained
+    found = _measured(cell, folder, ["--judge"] if judged else [], {})
+    again = _measured(cell, folder, [], EVERY_TENSOR_MAPPED) if cell.repeat == 0 else {"extra_bytes": None}
+    found["losses"] = " ".join(f"{loss:.5f}" for loss in found["losses"])
+    found |= {name: round(found[name], 3) for name in ("seconds", "cpu_seconds")}
+    machine, versions, code = setup
+    return Row(
+        **vars(cell), **found | {"extra_bytes": again["extra_bytes"]}, machine=machine, versions=versions, code=code
+    )
+
+
+def _measured(cell: Cell, folder: Path, words: Sequence[str], variables: Mapping[str, str]) -> dict[str, Any]:
+    """What `benchmarks.pruning.cell` prints, in an environment with these variables."""
     options = {"folder": folder} | {name: value for name, value in vars(cell).items() if name != "model"}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.pruning.cell", *words, *(["--judge"] if judged else [])],
-        env=os.environ | ALONE,
+        [sys.executable, "-m", "benchmarks.pruning.cell", *given, *words],
+        env=os.environ | ALONE | variables,
         text=True,
         capture_output=True,
     )
     if done.returncode:
         raise UserError(f"{cell}: {done.stderr.strip() or f'ended with {done.returncode}'}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    found["losses"] = " ".join(f"{loss:.5f}" for loss in found["losses"])
-    found |= {name: round(found[name], 3) for name in ("seconds", "cpu_seconds")}
-    machine, versions, code = setup
-    return Row(**vars(cell), **found, machine=machine, versions=versions, code=code)
+    return found
 
 
 if __name__ == "__main__":

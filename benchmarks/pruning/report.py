@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from pathlib import Path
 
@@ -59,8 +59,7 @@ def cost(rows: Rows, model: str) -> list[str]:
             mine, other = zip(*pairs, strict=True)
             seconds = [statistics.median(row.cpu_seconds for row in side) for side in (mine, other)]
             ratio = statistics.median(a.cpu_seconds / b.cpu_seconds for a, b in pairs)
-            memory = [statistics.median(row.extra_bytes for row in side) / MEBIBYTE for side in (mine, other)]
-            shown = [*(f"{s:.1f}" for s in seconds), f"{ratio:.2f}", *(f"{m:.0f}" for m in memory)]
+            shown = [*(f"{s:.1f}" for s in seconds), f"{ratio:.2f}", _mebibytes(mine), _mebibytes(other)]
             lines.append(tables.line([f"`{method}`", _level(level), f"`{library}`", *shown]))
     return lines
 
@@ -131,6 +130,12 @@ def _beside(cell: Cell) -> Cell:
 def _perplexity(*repeats: Row) -> str:
     """Of the mean loss over repeats."""
     return f"{math.exp(statistics.fmean(statistics.fmean(row.nats) for row in repeats)):.1f}"
+
+
+def _mebibytes(repeats: Iterable[Row]) -> str:
+    """Median of the peak extra memory, where it was measured."""
+    found = [row.extra_bytes for row in repeats if row.extra_bytes is not None]
+    return f"{statistics.median(found) / MEBIBYTE:.0f}" if found else tables.ABSENT
 
 
 def _level(level: str) -> str:

@@ -46,8 +46,8 @@ class Row:
     """On the clock, to prune."""
     cpu_seconds: float
     """Of the processor, all threads together: far less changed by what else the machine does."""
-    extra_bytes: int
-    """Most resident memory above the loaded model's."""
+    extra_bytes: int | None
+    """Most resident memory above the loaded model's; None where it was not measured."""
     model_bytes: int
     zeros: int
     """Eligible weights that are zero afterwards."""

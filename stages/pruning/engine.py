@@ -54,7 +54,7 @@ def choose(
     planned = _planned(matrices, pattern, sizes, sparsity, rules, gone, progress)
     floor = getattr(context.settings, "floor", 0.0)
 
-    # Whether every weight is scored by itself, so that scores may be made bit by bit.
+    # Whether every weight is scored by itself, so that scores may be made in pieces.
     alone = pattern == patterns.Unstructured() and held is None and not floor
 
     def units_of(scores: Mapping[str, Tensor]) -> Scores:

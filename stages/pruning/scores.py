@@ -41,7 +41,7 @@ class Scores(Mapping[str, Tensor]):
         return len(self._names)
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """What a look-up gives, flat and bit by bit: what `each` makes of a matrix is never there at once."""
+        """What a look-up gives, flat and in pieces: what `each` makes of a matrix is never there at once."""
         yield from map(self._each, pieces(self._of(name)))
 
     def moved(self, move: Callable[[str, Tensor], Tensor]) -> Scores:

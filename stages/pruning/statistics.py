@@ -28,6 +28,9 @@ class Statistic(Protocol):
 class Norms:
     """Sum of squares of every input feature."""
 
+    TOGETHER = 256
+    """Features squared at a time: squares of all take as much memory as the inputs."""
+
     def __init__(self, inputs: int, device: torch.device) -> None:
         self.tokens = 0
         self.squares = torch.zeros(inputs, device=device)
@@ -35,7 +38,8 @@ class Norms:
     def add(self, inputs: Tensor) -> None:
         """See `Statistic`."""
         self.tokens += len(inputs)
-        self.squares += inputs.square().sum(dim=0)
+        for sums, features in zip(self.squares.split(self.TOGETHER), inputs.split(self.TOGETHER, dim=1), strict=True):
+            sums += features.square().sum(dim=0)
 
     @property
     def norms(self) -> Tensor:

@@ -9,6 +9,7 @@ have it, and nothing is assumed of what blocks pass to each other.
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -113,7 +114,8 @@ NO_TOKENS = (
 class _Seen:
     """A tensor that a matrix was given, and the statistic it was added to."""
 
-    inputs: Tensor
+    inputs: weakref.ref[Tensor]
+    """Weak: what the block has no more use for is not to outlive it, beside the largest that it makes."""
     version: int
     statistic: Statistic
     alone: bool
@@ -121,7 +123,7 @@ class _Seen:
 
     def is_of(self, inputs: Tensor) -> bool:
         """Whether it is these, unchanged since."""
-        return self.inputs is inputs and self.version == inputs._version
+        return self.inputs() is inputs and self.version == inputs._version
 
 
 class _Gathering:
@@ -195,7 +197,7 @@ class _Gathering:
             raise RuntimeError(DIFFERENT.format(f"the inputs of {name}"))
         for seen in self._seen:
             seen.alone = seen.alone and seen.statistic is not mine
-        self._seen.append(_Seen(inputs, inputs._version, mine, alone))
+        self._seen.append(_Seen(weakref.ref(inputs), inputs._version, mine, alone))
         flat, real = inputs.detach().flatten(0, -2), self._real(matrix, inputs)
         if len(flat) != real.numel() or (inputs.dim() == 3 and inputs.shape[:2] != real.shape):
             given, tokens = by(inputs.shape[:-1]), by(real.shape)

@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from layers import context_of, correlated, gathered, layer_of
 from shared import FAMILIES
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.errors import UserError
 from stages.models.anatomy import Matrix
@@ -40,6 +41,37 @@ def test_matrices_with_the_same_inputs_have_one_statistic(family, build_family, 
     for name, statistic in found.items():
         groups.setdefault(id(statistic), set()).add(name)
     assert [names for names in groups.values() if len(names) > 1] == SAME_INPUTS[family]
+
+
+def test_what_a_block_has_no_more_use_for_is_gone(build_family, settings):
+    """What attention was given, by the feed-forward network, whose states take the most memory."""
+    context = context_of(build_family("llama"), settings, "wanda", batch=2)
+    block = context.model.get_submodule("model.layers.0")
+    given: list[weakref.ref[Tensor]] = []
+    there: list[bool] = []
+    for module in (block.self_attn.q_proj, block.self_attn.o_proj):
+        module.register_forward_pre_hook(lambda _, inputs: given.append(weakref.ref(inputs[0])))
+    block.mlp.gate_proj.register_forward_pre_hook(lambda _, inputs: there.extend(one() is not None for one in given))
+    gathered(context)
+    assert len(given) == 2 * 2 * len(list(context.batches())), "two matrices, twice a batch"
+    assert there and not any(there)
+
+
+def test_squares_are_not_there_at_once():
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten.pow.Tensor_Scalar:
+                self.elements = max(self.elements, made.numel())
+            return made
+
+    inputs, norms = torch.randn(50, 1000), Norms(1000, torch.device("cpu"))
+    with Largest() as seen:
+        norms.add(inputs)
+    assert torch.equal(norms.squares, inputs.square().sum(dim=0))
+    assert 0 < seen.elements <= 50 * Norms.TOGETHER
 
 
 def test_their_hessian_is_inverted_once(build_family, settings, monkeypatch):

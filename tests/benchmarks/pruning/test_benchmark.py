@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +76,27 @@ def test_a_measurement_is_made_in_a_process_of_its_own(folder: Callable[[str], P
     assert 2 * judged.zeros == judged.eligible and len(judged.nats) == 4
 
 
+def test_memory_is_of_a_process_with_every_tensor_mapped_in_the_first_repeat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seconds and losses are of one as it is."""
+    asked: list[str | None] = []
+
+    def run(words: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(env.get("MALLOC_MMAP_THRESHOLD_"))
+        mapped = asked[-1] is not None
+        found = {"seconds": 9.0 if mapped else 2.0, "cpu_seconds": 8.0 if mapped else 1.0}
+        found |= {"extra_bytes": 5 if mapped else 7, "model_bytes": 4, "zeros": 1, "eligible": 2}
+        losses = [1.5] if "--judge" in words else []
+        return subprocess.CompletedProcess(words, 0, json.dumps(found | {"losses": losses}), "")
+
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    first, second = (benchmark.run(Cell("smollm2", "wanda", "0.5", ways.OURS, i), Path(), SETUP) for i in (0, 1))
+    assert asked == [None, "131072", None]
+    assert (first.seconds, first.cpu_seconds, first.extra_bytes, first.nats) == (2.0, 1.0, 5, [1.5])
+    assert (second.cpu_seconds, second.extra_bytes, second.nats) == (1.0, None, [1.5])
+
+
 def test_what_went_wrong_in_it_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"smollm2, magnitude 0\.5, espalier, repeat 0: "):
         benchmark.run(Cell("smollm2", "magnitude", "0.5", ways.OURS, 0), tmp_path / "none", SETUP)
@@ -94,6 +117,20 @@ def comparison() -> list[Row]:
     made = [row(cell, seconds, 100 + cell.repeat) for cell, seconds in zip(mine, (2.0, 1.0, 4.0), strict=True)]
     made += [row(cell, 4.0, 300, zeros=501) for cell in other]
     return [replace(made[0], losses="1.1 2.1 3.4"), *made[1:]]
+
+
+def test_memory_that_was_not_measured_is_none_in_rows_and_not_in_a_median(tmp_path: Path) -> None:
+    path, made = (
+        tmp_path / "rows.csv",
+        [replace(one, extra_bytes=None) if one.cell.repeat else one for one in comparison()],
+    )
+    for one in made:
+        rows.append(path, one)
+    assert rows.read(path, Row) == made
+    found = results.latest(made)
+    assert report.cost(found, "smollm2")[2:] == ["| `wanda` | 50 % | `llmcompressor` | 2.0 | 4.0 | 0.50 | 100 | 300 |"]
+    later = {cell: one for cell, one in found.items() if cell.repeat}
+    assert report.cost(later, "smollm2")[2:] == ["| `wanda` | 50 % | `llmcompressor` | 2.5 | 4.0 | 0.62 | – | – |"]
 
 
 def test_tables_by_hand() -> None:
