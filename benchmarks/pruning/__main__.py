@@ -18,7 +18,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -93,16 +93,14 @@ def run(cell: Cell, folder: Path, setup: tuple[str, str, str]) -> Row:
     differs = cell.repeat == 0 or cell.method in ways.CALIBRATED
     judged = differs and subjects.SUBJECTS[cell.model].trained
     found = _measured(cell, folder, ["--judge"] if judged else [], {})
-    again = _measured(cell, folder, [], EVERY_TENSOR_MAPPED) if cell.repeat == 0 else {"extra_bytes": None}
+    memory = _measured(cell, folder, [], EVERY_TENSOR_MAPPED)["extra_bytes"] if cell.repeat == 0 else None
     found["losses"] = " ".join(f"{loss:.5f}" for loss in found["losses"])
-    found |= {name: round(found[name], 3) for name in ("seconds", "cpu_seconds")}
+    found |= {name: round(found[name], 3) for name in ("seconds", "cpu_seconds")} | {"extra_bytes": memory}
     machine, versions, code = setup
-    return Row(
-        **vars(cell), **found | {"extra_bytes": again["extra_bytes"]}, machine=machine, versions=versions, code=code
-    )
+    return Row(**vars(cell), **found, machine=machine, versions=versions, code=code)
 
 
-def _measured(cell: Cell, folder: Path, words: Sequence[str], variables: Mapping[str, str]) -> dict[str, Any]:
+def _measured(cell: Cell, folder: Path, words: Sequence[str], variables: dict[str, str]) -> dict[str, Any]:
     """What `benchmarks.pruning.cell` prints, in an environment with these variables."""
     options = {"folder": folder} | {name: value for name, value in vars(cell).items() if name != "model"}
     given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
