@@ -100,7 +100,8 @@ def keep_lowest_out(scores: Tensor, count: int, *, rows: bool, name: str) -> Ten
 
 def _uneven(infinite: Tensor) -> bool:
     """Whether rows have more infinite scores than others."""
-    counts = infinite.sum(dim=1)
+    # Some rows at a time: to be summed, each flag is made a whole number of eight bytes.
+    counts = torch.cat([some.sum(dim=1) for some in infinite.split(max(CHUNK // max(infinite.shape[1], 1), 1))])
     return bool((counts != counts[0]).any())
 
 

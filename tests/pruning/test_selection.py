@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,6 +80,16 @@ def test_rows_that_can_lose_more_than_others_lose_as_many():
     units = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, torch.inf, torch.inf], [1.0, 2.0, 3.0, torch.inf]])
     kept = selection.keep_lowest_out(units, 9, rows=True, name="m")
     assert (~kept).sum(dim=1).tolist() == [3, 3, 3]
+
+
+def test_rows_are_compared_without_a_whole_number_for_each_score():
+    units = torch.zeros(2**10, 2**10)
+    units[:, 0] = torch.inf
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        assert not selection._uneven(units == torch.inf)
+    assert max(event.cpu_memory_usage for event in seen.events()) <= 8 * selection.CHUNK < 8 * units.numel()
+    units[-1, 1] = torch.inf
+    assert selection._uneven(units == torch.inf)
 
 
 def test_all_that_can_go_is_still_looked_at_for_numbers():
