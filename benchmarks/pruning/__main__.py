@@ -94,8 +94,8 @@ def missing(path: Path, repeats: int, setup: tuple[str, str, str]) -> Iterator[C
 
 def unweighed(path: Path, setup: tuple[str, str, str]) -> list[Row]:
     """Rows of this setup whose memory has still to be measured: it is the same in every repeat."""
-    found = (row for row in rows.read(path, Row) if row.setup == setup and row.method != results.DENSE)
-    return [row for row in found if row.repeat == 0 and row.extra_bytes is None]
+    found = (row for row in rows.read(path, Row) if row.setup == setup and row.extra_bytes is None)
+    return [row for row in found if row.repeat == 0 and row.method != results.DENSE]
 
 
 def run(cell: Cell, folder: Path, setup: tuple[str, str, str]) -> Row:

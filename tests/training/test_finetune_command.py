@@ -14,6 +14,7 @@ from stages import export, finetune, generate, layout, prune
 from stages.bitmasks import MASKS_FILE, Masks
 from stages.models import anatomy, checkpoint
 from stages.pruning import changes, masks
+from stages.pruning.structure.compact import compact
 from stages.runtimes import folder as folders
 
 
@@ -49,6 +50,7 @@ def test_units_are_held_in_training_and_left_out_of_the_export(method, project, 
     before, after = level(key)
     head = 4 * 8 * 16  # weights, of width 16 and two heads
     assert all(abs(found.pruned - 0.4 * found.numel) <= head / 2 for found in (before, after))
+    assert compact(checkpoint.load(layout.model_folder(key)).model) >= after.pruned
     export.main([key, "--to", "onnx", "--output", "cut"])
     folders.save(checkpoint.load(layout.model_folder(key)), Path("whole"), "onnx", source=key)
     assert folders.size_bytes(Path("cut")) < folders.size_bytes(Path("whole")) - 3 * after.pruned

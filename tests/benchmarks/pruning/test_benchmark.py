@@ -133,10 +133,8 @@ def comparison() -> list[Row]:
 
 
 def test_memory_that_was_not_measured_is_none_in_rows_and_not_in_a_median(tmp_path: Path) -> None:
-    path, made = (
-        tmp_path / "rows.csv",
-        [replace(one, extra_bytes=None) if one.cell.repeat else one for one in comparison()],
-    )
+    path = tmp_path / "rows.csv"
+    made = [replace(one, extra_bytes=None) if one.repeat else one for one in comparison()]
     for one in made:
         rows.append(path, one)
     assert rows.read(path, Row) == made
