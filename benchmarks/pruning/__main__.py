@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{cell}: {row.cpu_seconds:.1f} s", flush=True)
     if options.only != "seconds":
         without = [row for row in unweighed(options.csv, setup) if wanted(row.cell)]
+        if options.only and not without:
+            print("nothing to measure: what has been timed with this code on this machine has its memory")
         for row in without[: options.limit]:
             memory = weigh(row.cell, subjects.prepare(row.model, options.models))
             rows.replace(options.csv, row, replace(row, extra_bytes=memory))

@@ -76,7 +76,9 @@ def test_a_measurement_is_made_in_a_process_of_its_own(folder: Callable[[str], P
     assert 2 * judged.zeros == judged.eligible and len(judged.nats) == 4
 
 
-def test_memory_is_of_another_process_with_every_tensor_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_of_another_process_with_every_tensor_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of the first repeat; seconds and losses are of a process as it is."""
     pytest.importorskip("llmcompressor", reason="the extra `oracles` is not installed")
     asked: list[str | None] = []
@@ -98,8 +100,9 @@ def test_memory_is_of_another_process_with_every_tensor_mapped(tmp_path: Path, m
     arguments = ["--csv", str(path), "--repeats", "2"]
     benchmark.main([*arguments, "--only", "seconds"])
     assert [row.extra_bytes for row in rows.read(path, Row)] == [None, None] and asked == [None, None]
+    capsys.readouterr()
     benchmark.main([*arguments, "--only", "memory", "--method", "sparsegpt"])
-    assert asked == [None, None]
+    assert asked == [None, None] and capsys.readouterr().out.startswith("nothing to measure")
     for _ in range(2):
         benchmark.main(arguments)
     found = rows.read(path, Row)
