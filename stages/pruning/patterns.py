@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stages.errors import UserError
-from stages.pruning.selection import CHUNK
+from stages.pruning.selection import by_rows
 
 
 class Pattern(Protocol):
@@ -120,8 +120,7 @@ class Grouped:
         """The weights' own for the candidates, infinite for those that the pattern keeps."""
         groups = scores.reshape(-1, self.group)
         found = torch.empty_like(groups)
-        together = max(CHUNK // self.group, 1)
-        for some, wanted in zip(groups.split(together), found.split(together), strict=True):
+        for some, wanted in by_rows(groups, found):
             columns = some.T.contiguous()
             columns.masked_fill_(_ranks(columns) >= self.group - self.kept, math.inf)
             wanted.copy_(columns.T)

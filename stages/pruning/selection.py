@@ -52,6 +52,16 @@ def pieces(scores: Tensor) -> Iterable[Tensor]:
     return scores.reshape(-1).split(CHUNK)
 
 
+def by_rows(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of each tensor, so many at a time as have `CHUNK` elements in the first one, and at least one.
+
+    Args:
+        matrices: the first [rows, columns], others of as many rows.
+    """
+    together = max(CHUNK // max(matrices[0].shape[1], 1), 1)
+    return zip(*(matrix.split(together) for matrix in matrices), strict=True)
+
+
 def lowest(scores: Mapping[str, Pieces], count: int) -> Cut:
     """Where the `count` lowest of all scores end.
 
@@ -101,7 +111,7 @@ def keep_lowest_out(scores: Tensor, count: int, *, rows: bool, name: str) -> Ten
 def _uneven(infinite: Tensor) -> bool:
     """Whether rows have more infinite scores than others."""
     # Some rows at a time: to be summed, each flag is made a whole number of eight bytes.
-    counts = torch.cat([some.sum(dim=1) for some in infinite.split(max(CHUNK // max(infinite.shape[1], 1), 1))])
+    counts = torch.cat([some.sum(dim=1) for (some,) in by_rows(infinite)])
     return bool((counts != counts[0]).any())
 
 
@@ -113,9 +123,7 @@ def keep_lowest_in_rows_out(scores: Tensor, counts: Tensor, *, name: str) -> Ten
     """
     check_numbers(scores, name)
     kept = torch.ones_like(scores, dtype=torch.bool)
-    together = max(CHUNK // max(scores.shape[1], 1), 1)
-    pieces = zip(scores.split(together), counts.split(together), kept.split(together), strict=True)
-    for piece, wanted, keep in pieces:
+    for piece, wanted, keep in by_rows(scores, counts, kept):
         for count in wanted.unique().tolist():
             if count:
                 rows = wanted == count
