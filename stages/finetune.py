@@ -109,7 +109,7 @@ def _cut(
     """Fine-tune a level that parts of the baseline are removed of, and write it."""
     from stages.bitmasks import MASKS_FILE, Masks
     from stages.models import anatomy, checkpoint
-    from stages.pruning import changes
+    from stages.pruning import changes, engine
     from stages.pruning.masks import check_fits
     from stages.pruning.structure import choice, zeros
     from stages.pruning.structure.axes import describe
@@ -127,6 +127,7 @@ def _cut(
     whole = choice.Dense(describe(generator.model), choice.cost(looked_at))
     if rules.structured.trains_first:
         changes.load(generator.model, layout.pruned_folder(level.key) / changes.WEIGHTS_FILE)
+    outliers = engine.outliers(looked_at, rules) if rules.structured.zeros else None
     read = None
     if rules.structured.vocabulary:
         read = seen(generator, training.sources + validation.sources, training.targets + validation.targets)
@@ -153,7 +154,7 @@ def _cut(
             check_fits(masks, left.weights, folder)
             return masks
         looked_at = context(smaller, left.matrices, pairs, rules, level.method, seed)
-        return zeros.choose(looked_at, names, rules, zero, progress)
+        return zeros.choose(looked_at, names, rules, zero, progress, outliers)
 
     checkpoints = _checkpoints(level.key, rules)
 
@@ -208,13 +209,15 @@ def _holder(
     rules = settings.prune
     pairs = (training.sources, training.targets)
     looked_at = context(generator, described.matrices, pairs, rules, level.method, settings.runtime.seed)
+    dense = engine.outliers(looked_at, rules) if plan else None
 
     def choose(sparsity: float, held: Masks) -> Masks:
-        return engine.choose(looked_at, chosen, sparsity, rules, held=held, progress=sparsity / level.sparsity)
+        progress = sparsity / level.sparsity
+        return engine.choose(looked_at, chosen, sparsity, rules, held=held, progress=progress, outliers=dense)
 
     def choose_by(sparsity: float, scores: Mapping[str, Tensor] | None) -> Masks:
-        learning = replace(looked_at, learnt=scores)
-        return engine.choose(learning, chosen, sparsity, rules, progress=sparsity / level.sparsity)
+        learning, progress = replace(looked_at, learnt=scores), sparsity / level.sparsity
+        return engine.choose(learning, chosen, sparsity, rules, progress=progress, outliers=dense)
 
     if chosen.learn:
         return LearnMasks(described.weights, first_masks, plan, choose_by, chosen.learn)

@@ -12,11 +12,12 @@ Out: outputs/models/pruned/KEY with masks.safetensors (one bit a weight) and, if
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from stages import layout, params
-from stages.errors import command
+from stages.errors import UserError, command
 from stages.files import digest, replacing, write_json
 from stages.params.prune import Penalty
 from stages.runtime import autocast_bf16, prepare, processes, run_together, writes_outputs
@@ -49,7 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare(settings.runtime)
 
     from stages.bitmasks import MASKS_FILE
-    from stages.evaluation.loss import mean_loss
     from stages.models import anatomy, checkpoint
     from stages.pruning import changes, criterion, engine, masks, report
     from stages.training.calibration import context
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             changes.save(generator.model, folder / changes.WEIGHTS_FILE, before)
     masks.apply(described.weights, chosen_masks)
     metrics = report.counts(generator.model, described) | {
-        "validation_loss": round(mean_loss(generator, validation.sources, validation.targets, batch_size=64), DIGITS),
+        "validation_loss": _loss(generator, validation),
     }
     report.write_layers(layout.METRICS / "prune" / f"{level.key}.layers.csv", described)
     write_json(layout.metrics_file("prune", level.key), metrics)
@@ -102,9 +102,8 @@ def _remove(
 ) -> None:
     """Choose which parts stay, and say what they come to."""
     from stages.bitmasks import MASKS_FILE
-    from stages.evaluation.loss import mean_loss
     from stages.models import anatomy
-    from stages.pruning import changes, masks, report
+    from stages.pruning import changes, engine, masks, report
     from stages.pruning.budget import check_patterns
     from stages.pruning.structure import choice, zeros
     from stages.pruning.structure.axes import describe
@@ -127,6 +126,7 @@ def _remove(
     looked_at = context(generator, dense.matrices, pairs, rules, level.method, seed)
     gone, zero = zeros.shares(level.sparsity, rules)
     there = choice.Dense(describe(generator.model), choice.cost(looked_at))
+    outliers = engine.outliers(looked_at, rules) if zero else None
     trimmed = generator
     if structured.vocabulary:  # before anything is chosen, since it counts towards the budget
         read = seen(generator, training.sources + validation.sources, training.targets + validation.targets)
@@ -142,7 +142,7 @@ def _remove(
         check_patterns(dense.matrices, rules.layers)
         renamed = {name: names[name] for name in dense.matrices if name in names}
         looked_at = context(smaller, left.matrices, pairs, rules, level.method, seed)
-        chosen = zeros.choose(looked_at, renamed, rules, zero)
+        chosen = zeros.choose(looked_at, renamed, rules, zero, outliers=outliers)
         masks.apply(left.weights, chosen)
     if not writes_outputs():
         return
@@ -154,10 +154,24 @@ def _remove(
         if chosen:
             chosen.save(folder / MASKS_FILE)
     metrics = report.counts(smaller.model, left, dense) | {
-        "validation_loss": round(mean_loss(smaller, validation.sources, validation.targets, batch_size=64), DIGITS),
+        "validation_loss": _loss(smaller, validation),
     }
     report.write_layers(layout.METRICS / "prune" / f"{level.key}.layers.csv", dense, left, names)
     write_json(layout.metrics_file("prune", level.key), metrics)
+
+
+def _loss(generator: Generator, validation: Pairs) -> float:
+    """Of the level as it is before fine-tuning.
+
+    Raises:
+        UserError: it is not finite.
+    """
+    from stages.evaluation.loss import mean_loss
+
+    loss = mean_loss(generator, validation.sources, validation.targets, batch_size=64)
+    if not math.isfinite(loss):
+        raise UserError("the validation loss is not finite: train the baseline with a lower learning rate")
+    return round(loss, DIGITS)
 
 
 def _penalise(

@@ -51,7 +51,7 @@ def divide(
     total = round(sparsity * sum(sizes.values()))
     own = {name: _first_match(name, layers) for name in sizes}
     shares = {name: share if total else 0.0 for name, share in own.items() if share is not None}
-    others = [name for name in sizes if name not in shares]
+    others = without_share(sizes, layers)
     room = sum(sizes[name] for name in others)
     rest = total - sum(share * sizes[name] for name, share in shares.items())
     if not -1 < rest < room + 1:  # the total is a whole number, the shares of the layers need not be
@@ -66,6 +66,11 @@ def divide(
     least = {name: gone[name] for name in pools if name != _OTHERS} | {_OTHERS: sum(gone[name] for name in others)}
     counts = apportion(total, pools, shares, least)
     return Budget(rest=counts.pop(_OTHERS), fixed=counts, others=others)
+
+
+def without_share(names: Iterable[str], layers: Mapping[str, float]) -> list[str]:
+    """The matrices that `prune.layers` gives no sparsity of their own."""
+    return [name for name in names if _first_match(name, layers) is None]
 
 
 def check_patterns(names: Iterable[str], layers: Iterable[str]) -> None:

@@ -30,6 +30,7 @@ def choose(
     *,
     held: Masks | None = None,
     progress: float = 1.0,
+    outliers: Mapping[str, float] | None = None,
 ) -> Masks:
     """Masks that prune exactly round(sparsity * n) of the n eligible weights.
 
@@ -43,6 +44,7 @@ def choose(
         rules: pattern, scope, allocation, and layers with a sparsity of their own.
         held: weights already pruned, which stay so.
         progress: how far the sparsity is on its way to the target: layers with one of their own keep pace with it.
+        outliers: of `outliers`, found when nothing was pruned yet; None: nothing is.
 
     Raises:
         UserError: a score is NaN, or the rules cannot be met.
@@ -68,7 +70,7 @@ def choose(
         _check_floor(floor, sizes, planned.fixed, planned.rest)
         return _across(units_of(criterion.importance(context)), matrices, pattern, planned)
 
-    counts = planned.fixed | _spread(context, planned, sizes, rules, gone)
+    counts = planned.fixed | _spread(context, planned, sizes, rules, gone, outliers)
     _check(pattern, matrices, {name: counts[name] / max(sizes[name], 1) for name in sizes})
     if criterion.layerwise:
         return prune_in_order(context, criterion.layerwise, counts, pattern, held)
@@ -76,6 +78,19 @@ def choose(
     _check_floor(floor, sizes, counts, 0)
     scores = units_of(criterion.importance(context))
     return _each(scores, matrices, pattern, counts, rows=scope == "row", alone=alone)
+
+
+def outliers(context: Context, rules: Prune) -> dict[str, float] | None:
+    """By how many outliers `allocation: owl` divides the sparsity between matrices; None where it does not.
+
+    To be found once, of the dense model: the more zeros a matrix has, the more outliers there seem to be beside them.
+
+    Raises:
+        UserError: there are no calibration texts, or none reaches a matrix.
+    """
+    if rules.allocation != "owl":
+        return None
+    return outlier_ratios(context, rules.owl.threshold, budget.without_share(context.matrices, rules.layers))
 
 
 def check(model: nn.Module, matrices: Mapping[str, Matrix], sparsity: float, rules: Prune) -> None:
@@ -173,12 +188,14 @@ def _spread(
     sizes: Mapping[str, int],
     rules: Prune,
     gone: Mapping[str, int],
+    ratios: Mapping[str, float] | None,
 ) -> dict[str, int]:
     """Counts of the matrices without a sparsity of their own, each by itself."""
     others = {name: sizes[name] for name in planned.others}
     shares = None
     if rules.allocation == "owl" and others and planned.rest:
-        ratios = outlier_ratios(context, rules.owl.threshold, others)
+        ratios = ratios or outliers(context, rules)
+        assert ratios is not None
         mean = planned.rest / sum(others.values())
         shares = budget.outlier_shares(ratios, others, mean, rules.owl.spread)
     return budget.apportion(planned.rest, others, shares, gone)

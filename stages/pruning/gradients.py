@@ -36,12 +36,11 @@ def mean_over_batches(
     Runs in evaluation mode (no dropout), and leaves gradients and training mode of the model as they were.
 
     Raises:
-        UserError: no calibration batch, or a gradient that is not finite.
+        UserError: no calibration batch, a value that is not finite, or all of them are zero.
     """
 
     def scores(batch: Batch, weights: Sequence[nn.Parameter]) -> Iterator[Tensor]:
-        # Zero where a batch does not reach a weight, as with experts that none of its tokens is sent to.
-        gradients = torch.autograd.grad(loss(context.model, batch), weights, allow_unused=True, materialize_grads=True)
+        gradients = _gradients(loss(context.model, batch), weights)
         return (score(weight.detach(), gradient) for weight, gradient in zip(weights, gradients, strict=True))
 
     return _mean(context, scores)
@@ -58,11 +57,16 @@ def hessian_product(context: Context, vector: Mapping[str, Tensor], loss: Loss) 
     """
 
     def products(batch: Batch, weights: Sequence[nn.Parameter]) -> Iterable[Tensor]:
-        gradients = torch.autograd.grad(loss(context.model, batch), weights, create_graph=True)
+        gradients = _gradients(loss(context.model, batch), weights, create_graph=True)
         along = torch.stack([(g * v).sum() for g, v in zip(gradients, vector.values(), strict=True)]).sum()
-        return torch.autograd.grad(along, weights, allow_unused=True, materialize_grads=True)
+        return _gradients(along, weights)
 
     return _mean(context, products)
+
+
+def _gradients(of: Tensor, weights: Sequence[nn.Parameter], *, create_graph: bool = False) -> tuple[Tensor, ...]:
+    """Derivatives by the weights; zero where a batch does not reach one, as experts that no token is sent to."""
+    return torch.autograd.grad(of, weights, create_graph=create_graph, allow_unused=True, materialize_grads=True)
 
 
 def _mean(context: Context, values: Callable[[Batch, Sequence[nn.Parameter]], Iterable[Tensor]]) -> dict[str, Tensor]:
@@ -81,4 +85,9 @@ def _mean(context: Context, values: Callable[[Batch, Sequence[nn.Parameter]], It
         if not bool(total.isfinite().all()):
             raise UserError(f"the gradient of {name} is not finite: the model has diverged; lower the learning rate")
         total /= count
+    if not any(bool(total.any()) for total in totals.values()):
+        raise UserError(
+            "scores by gradients are zero for every weight, so that none can be told from another: the loss does not "
+            "depend on the weights, or is zero; look at the baseline, and at the texts it was trained on"
+        )
     return totals

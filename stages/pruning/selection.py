@@ -76,6 +76,9 @@ def lowest(scores: Mapping[str, Pieces], count: int) -> Cut:
         UserError: a score is NaN.
     """
     if count == 0:
+        for name, made in scores.items():
+            for piece in made():
+                check_numbers(piece, name)
         return Cut(-math.inf, 0)
     high = torch.zeros(2**16, dtype=torch.int64)
     for name in scores:

@@ -51,10 +51,10 @@ class LearnMasks(HoldMasks):
         if state.global_step >= max(self._plan, default=0):
             return
         for name, weight in self.weights.items():
-            if weight.grad is None:
+            scores = self._scores.setdefault(name, torch.zeros_like(weight))
+            if weight.grad is None:  # a layer that was dropped in this step, as BART's may be
                 continue
             pruned = self._pruned[name]
-            scores = self._scores.setdefault(name, torch.zeros_like(weight))
             self._learn(scores, torch.where(pruned, self._under[name], weight), weight.grad)
             # The mask hides a pruned weight from the loss: only its score has a gradient.
             weight.grad.masked_fill_(pruned, 0.0)

@@ -11,6 +11,7 @@ import torch
 from shared import FAMILIES, SMALL, SOURCES, TARGETS
 from torch import nn
 
+from stages.errors import UserError
 from stages.models import anatomy
 from stages.models.anatomy import Matrix
 from stages.pruning import criterion, engine
@@ -50,6 +51,43 @@ def test_grasp_by_hand(settings):
     # -2 * 12. The first carries the gradient: it stays. The wrong sign would prune it, as Taylor's |w*g| = (0, 3) does.
     chosen = engine.choose(context, criterion.Criterion(lambda context: scores), 0.5, settings().prune)
     assert chosen["weight"].tolist() == [[True, False]]
+
+
+class Experts(nn.Module):
+    """Two parabolas, of which a batch reaches the one that it names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([Parabola([2.0, -1.0]), Parabola([1.0, 1.0])])
+
+    def forward(self, expert: int) -> torch.Tensor:
+        return self.experts[expert]()
+
+
+def test_experts_that_no_token_is_sent_to_count_as_they_do_to_the_others():
+    model = Experts()
+    matrices = {
+        name: Matrix(name, weight, transposed=False, role="unknown", side="decoder", block="")
+        for name, weight in model.named_parameters()
+    }
+    context = criterion.Context(model, matrices, lambda: [{"expert": 0}, {"expert": 0}], 0, None)
+    scores = grasp.of_loss(context, lambda model, batch: model(**batch))
+    assert [score.tolist() for score in scores.values()] == [[[12.0, -3.0]], [[0.0, 0.0]]]
+
+
+@pytest.mark.parametrize("method", ["gradient", "taylor", "fisher", "movement", "grasp"])
+def test_scores_that_are_all_zero_are_refused(method, built_flat):
+    """A head of zeros gives every token the same probability, whatever the weights: nothing says which matter."""
+    with pytest.raises(UserError, match="zero for every weight"):
+        criterion.find(method).importance(built_flat)
+
+
+@pytest.fixture
+def built_flat(build_family):
+    generator = build_family("llama")
+    with torch.no_grad():
+        generator.model.get_output_embeddings().weight.zero_()
+    return context_of(generator, temperature=2.0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -150,6 +150,11 @@ def test_nan_scores_are_refused(select, scope):
         select({"a": torch.tensor([1.0, float("nan")])}, 0.5, scope)
 
 
+def test_nan_scores_are_refused_where_nothing_is_pruned(select):
+    with pytest.raises(UserError, match="not numbers"):
+        select({"a": torch.tensor([1.0, float("nan")])}, 0, "global")
+
+
 class Quadratic(nn.Module):
     """loss = mean over the batch of (w . x)^2 / 2, whose gradient is known."""
 

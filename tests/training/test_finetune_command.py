@@ -62,6 +62,19 @@ def test_units_are_held_in_training_and_left_out_of_the_export(method, project, 
     assert written[key] == written["cut"] != ""
 
 
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+@pytest.mark.parametrize("schedule", ["cubic", "rounds"])
+def test_outliers_are_those_of_the_dense_model(schedule, method, project):
+    """With zeros about, what is left seems to have more of them: the most pruned matrix would get the least."""
+    owl = {"scope": "layer", "allocation": "owl", "owl": {"threshold": 2.0}}
+    project(finetune={"schedule": schedule, "refresh_steps": 1}, prune=owl)
+    prune.main([f"{method}-0.7"])
+    finetune.main([f"{method}-0.7"])
+    one_shot, gradual = ([float((~mask).float().mean()) for mask in found.values()] for found in level(f"{method}-0.7"))
+    assert gradual == one_shot
+    assert max(one_shot) - min(one_shot) > 0.05, "blocks differ"
+
+
 @pytest.mark.parametrize("rewind", ["weights", "learning_rate"])
 def test_rounds_that_rewind(rewind, project):
     project(finetune={"schedule": "rounds", "rewind": rewind})
@@ -72,6 +85,17 @@ def test_rounds_that_rewind(rewind, project):
     assert after.pruned == round(0.6 * after.numel)
     rates = layout.METRICS / "finetune" / "dense.curve.csv"
     assert rates.is_file()
+
+
+def test_a_baseline_that_is_not_numbers_is_refused_by_methods_that_do_not_look_at_it(project):
+    project()
+    baseline = checkpoint.load(layout.model_folder("baseline"))
+    with torch.no_grad():
+        next(iter(anatomy.describe(baseline.model).weights.values()))[0, 0] = torch.nan
+    checkpoint.save(baseline, layout.model_folder("baseline"))
+    with pytest.raises(SystemExit, match="validation loss is not finite: train the baseline"):
+        prune.main(["random-0.5"])
+    assert not layout.metrics_file("prune", "random-0.5").exists()
 
 
 @pytest.mark.parametrize(("weight", "teachers"), [(0.0, 0), (0.5, 1)])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from shared import SOURCES, TARGETS
+from shared import SMALL, SOURCES, TARGETS
 from torch import nn
 
 from stages.bitmasks import Masks
@@ -116,6 +116,27 @@ def test_masks_are_learnt_exact_and_held(family, variant, build_family, settings
     steps = list(zip(holder.history, holder.history[1:], strict=False))
     back = [sum(int((~a[name] & b[name]).sum()) for name in a) for a, b in steps]
     assert sum(back) > 0 and sum(back[max(plan) :]) == 0
+
+
+def test_layers_that_a_step_drops_are_scored_by_the_others(build_family, settings, tmp_path):
+    """BART's layerdrop: of a block that a step leaves out, weights have no gradient, and at first no score."""
+    generator = build_family("bart", config={**SMALL["bart"], "encoder_layerdrop": 0.9, "decoder_layerdrop": 0.9})
+    section = {"schedule": "cubic", "refresh_steps": 1, "batch_size": 8, "gradient_accumulation": 1, "epochs": 3.0}
+    made = settings(finetune=section)
+    examples = generator.encode(SOURCES * 4, TARGETS * 4)
+    matrices = anatomy.describe(generator.model).matrices
+    context = criterion.Context(generator.model, matrices, list, 0, made.prune.movement)
+    asked = []
+
+    def choose(sparsity: float, scores: Any) -> Masks:
+        asked.append({name for name, score in scores.items() if score.any()})
+        return engine.choose(replace(context, learnt=scores), movement.CRITERION, sparsity, made.prune)
+
+    plan = schedules.plan(made.finetune, 0.5, 6)
+    holder = LearnMasks(context.weights, masks.keep_all(context.weights), plan, choose, movement.learn)
+    train(generator, examples, examples[:4], made.finetune, made.runtime, tmp_path / "s", callbacks=[holder])
+    assert asked[0] < set(matrices), "some had no gradient by the first choice"
+    assert holder.masks.pruned == round(0.5 * holder.masks.numel)
 
 
 @pytest.mark.parametrize(

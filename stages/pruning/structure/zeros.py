@@ -29,7 +29,14 @@ def shares(sparsity: float, rules: Prune) -> tuple[float, float]:
     return (1 - (1 - sparsity) / (1 - zero) if rules.structured.budget == "parameters" else sparsity), zero
 
 
-def choose(context: Context, names: Mapping[str, str], rules: Prune, share: float, progress: float = 1.0) -> Masks:
+def choose(
+    context: Context,
+    names: Mapping[str, str],
+    rules: Prune,
+    share: float,
+    progress: float = 1.0,
+    outliers: Mapping[str, float] | None = None,
+) -> Masks:
     """Masks that prune exactly round(share * progress * n) of the n eligible weights that are left.
 
     Args:
@@ -38,6 +45,7 @@ def choose(context: Context, names: Mapping[str, str], rules: Prune, share: floa
         rules: what is compared with what.
         share: of `shares`.
         progress: how far the level is on its way to its sparsity.
+        outliers: of `engine.outliers`, of the dense model, by its names.
 
     Raises:
         UserError: the rules cannot be met.
@@ -48,4 +56,5 @@ def choose(context: Context, names: Mapping[str, str], rules: Prune, share: floa
             layers.setdefault(names[dense], own)
     ranked = replace(context, settings=rules.magnitude)
     there = rules.model_copy(update={"layers": layers})
-    return engine.choose(ranked, Criterion(magnitudes), share * progress, there, progress=progress)
+    left = {own: outliers[dense] for dense, own in names.items() if dense in outliers} if outliers else None
+    return engine.choose(ranked, Criterion(magnitudes), share * progress, there, progress=progress, outliers=left)

@@ -13,6 +13,7 @@ from stages.pruning.structure.plan import Plan
 from stages.pruning.structure.removal import names_after, remove
 
 PROTECTED = "decoder.bert.encoder.layer.1.crossattention.*"
+SIDES = "encoder", "decoder"
 
 
 @pytest.fixture
@@ -61,3 +62,22 @@ def test_the_smallest_weights_that_are_left(pattern, progress, built, rules):
         if pattern == "2:4":
             assert int(pruned.reshape(-1, 4).sum(dim=1).max()) <= 2
     assert all(bool(torch.isfinite(weight).all()) for weight in left.weights.values())
+
+
+def test_outliers_are_those_of_the_dense_model_by_its_names(built, rules):
+    """0.2 apart: least where most outliers are; a layer that is gone has no say."""
+    dense = built("bert").model
+    plan = Plan({"encoder": (0, 1), "decoder": (1,)}, {})
+    model = remove(dense, plan)
+    there = anatomy.describe(dense).matrices
+    names = {name: now for name, now in names_after(describe(dense), plan).items() if name in there}
+    outliers = {name: 0.0 if name.startswith("encoder.") else 0.5 for name in there}
+    outliers |= {name: 9.0 for name in there if name not in names}
+    made = rules({"zeros": 0.5}, scope="layer", allocation="owl", owl={"threshold": 5, "spread": 0.1})
+    left = anatomy.describe(model)
+    masks = zeros.choose(Context(model, left.matrices, list, 0, made.structured), names, made, 0.5, outliers=outliers)
+    assert masks.pruned == round(0.5 * left.eligible)
+    lost = {side: [1 - float(masks[now].float().mean()) for now in masks if now.startswith(side)] for side in SIDES}
+    assert max(map(max, lost.values())) - min(map(min, lost.values())) == pytest.approx(0.2, abs=0.01)
+    assert min(lost["encoder"]) > 0.5 > max(lost["decoder"])
+    assert all(max(shares) - min(shares) < 0.01 for shares in lost.values())
