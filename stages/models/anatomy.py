@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -94,16 +95,16 @@ def describe(model: nn.Module) -> Anatomy:
     """Find the eligible weights of a generator.
 
     Raises:
-        UserError: no repeated blocks with linear maps were found, so nothing would be pruned.
+        UserError: no repeated blocks with linear maps were found, or such that most maps are outside of them, so that
+            next to nothing would be pruned.
     """
     matrices: dict[str, Matrix] = {}
     seen: set[int] = set()
     for stack_name, stack in _stacks(model):
         side = _side(model, stack_name)
         for index, block in enumerate(stack):
-            for name, module in block.named_modules():
-                weight = module.weight if isinstance(module, nn.Linear | Conv1D) else None
-                if not isinstance(weight, nn.Parameter) or id(weight) in seen:
+            for name, module, weight in _linear_maps(block):
+                if id(weight) in seen:
                     continue
                 seen.add(id(weight))
                 prefix = f"{stack_name}.{index}"
@@ -115,6 +116,7 @@ def describe(model: nn.Module) -> Anatomy:
     _warn_of_what_stays(model, matrices)
     unknown = [name for name, matrix in matrices.items() if matrix.role == "unknown"]
     if unknown:
+        _refuse_what_is_hardly_found(model, matrices)
         print(
             f"warning: {type(model).__name__} is pruned by the general rule, {len(matrices)} matrices inside its "
             f"repeated blocks; what {len(unknown)} of them do is not known, such as {unknown[0]}",
@@ -135,6 +137,29 @@ def count_nonzero(tensor: Tensor) -> int:
 
 MOST = 0.1
 """Share of the weights in repeated blocks that may be of no linear map without a word: tables of positions, gates."""
+LEAST = 0.5
+"""Share of the weights of a model's linear maps, but for embeddings and head, that its repeated blocks have."""
+
+
+def _refuse_what_is_hardly_found(model: Any, matrices: dict[str, Matrix]) -> None:
+    """Refuse a model whose layers are not all alike, of which repeated parts within one were taken for the blocks."""
+    ends = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
+    outside = {id(getattr(end, "weight", None)) for end in ends}
+    maps = {id(weight): weight.numel() for _, _, weight in _linear_maps(model) if id(weight) not in outside}
+    eligible, there = sum(matrix.weight.numel() for matrix in matrices.values()), sum(maps.values())
+    if eligible < LEAST * there:
+        raise UserError(
+            f"found {eligible / there:.1%} of the weights of a {type(model).__name__}'s linear maps inside repeated "
+            f"blocks, such as {next(iter(matrices))}, and not its layers: its architecture is not supported"
+        )
+
+
+def _linear_maps(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+    """Linear maps by name, and their weights."""
+    for name, part in module.named_modules():
+        weight = part.weight if isinstance(part, nn.Linear | Conv1D) else None
+        if isinstance(weight, nn.Parameter):
+            yield name, part, weight
 
 
 def _warn_of_what_stays(model: nn.Module, matrices: dict[str, Matrix]) -> None:

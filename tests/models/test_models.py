@@ -18,6 +18,8 @@ from transformers import (
     LEDForConditionalGeneration,
     MixtralConfig,
     MixtralForCausalLM,
+    Zamba2Config,
+    Zamba2ForCausalLM,
 )
 
 from stages.errors import UserError
@@ -141,6 +143,16 @@ def test_much_that_is_never_pruned_is_said(capsys):
     assert f"{(4 * 3 * 128 + 32) / (4 * 3 * 128 + 32 + 256):.0%} of the weights" in said and "mlp.experts" in said
     anatomy.describe(BertLMHeadModel(BertConfig(**_bert(), is_decoder=True)))
     assert "stay" not in capsys.readouterr().err
+
+
+def test_layers_of_several_kinds_are_refused_rather_than_parts_of_one_pruned():
+    """Zamba2's layers are of two classes; its only lists of like parts are the adapters of the shared ones."""
+    layers = {"num_hidden_layers": 4, "hybrid_layer_ids": [1, 3]}
+    layers["layers_block_type"] = ["mamba", "hybrid", "mamba", "hybrid"]
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "attention_hidden_size": 32}
+    heads = {"num_attention_heads": 2, "n_mamba_heads": 2, "mamba_d_state": 8, "mamba_ngroups": 1}
+    with pytest.raises(UserError, match=r"found 2\.4% of the weights .* architecture is not supported"):
+        anatomy.describe(Zamba2ForCausalLM(Zamba2Config(**layers, **sizes, **heads, adapter_rank=2)))
 
 
 def _bert() -> dict[str, int]:

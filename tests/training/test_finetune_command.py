@@ -87,14 +87,15 @@ def test_rounds_that_rewind(rewind, project):
     assert rates.is_file()
 
 
-def test_a_baseline_that_is_not_numbers_is_refused_by_methods_that_do_not_look_at_it(project):
+def test_a_baseline_that_is_not_numbers_is_refused_by_methods_that_do_not_look_at_it(project, capsys):
     project()
     baseline = checkpoint.load(layout.model_folder("baseline"))
     with torch.no_grad():
-        next(iter(anatomy.describe(baseline.model).weights.values()))[0, 0] = torch.nan
+        next(iter(anatomy.describe(baseline.model).weights.values()))[0] = torch.nan
     checkpoint.save(baseline, layout.model_folder("baseline"))
-    with pytest.raises(SystemExit, match="validation loss is not finite: train the baseline"):
+    with pytest.raises(SystemExit):
         prune.main(["random-0.5"])
+    assert "validation loss is not finite: train the baseline" in capsys.readouterr().err
     assert not layout.metrics_file("prune", "random-0.5").exists()
 
 
