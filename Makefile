@@ -49,9 +49,11 @@ clean-environment:
 	rm -rf $(VENV)
 
 # constraints.txt pins every package; torch first and by exact version, since a range may take a build for
-# another device that is gigabytes larger.
+# another device that is gigabytes larger. torchao, of which a test has two functions, is put beside the others: every
+# command would import it with transformers, for nothing, and it warns of what it cannot load.
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ctranslate2,export,oracles,warmstart]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade --target $(VENV)/beside torchao
 	touch $@

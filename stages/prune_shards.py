@@ -4,7 +4,7 @@
 
 In:  a transformers folder with safetensors, of any size; `scope`, `pattern` and `layers` of params `prune`.
 Out: the same folder with the pruned weights, shard by shard. One matrix is read at a time to choose, and one shard at
-     a time to write, so memory holds the largest shard, whatever the model's size.
+     a time to write, so memory holds the largest shard, and a bit for each eligible weight of the model.
 """
 
 from __future__ import annotations

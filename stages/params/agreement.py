@@ -74,7 +74,7 @@ def levels_fit_the_pattern(params: Params) -> None:
     if params.prune.group:
         kept, group = params.prune.group
         share = 1 - kept / group
-        # With matrices left out the sparsity over all is lower than the pattern's.
+        # With matrices left out the sparsity over all is lower than the pattern's; how much, the prune stage knows.
         least = 0 if params.prune.layers else share
 
         def fits(sparsity: float) -> bool:

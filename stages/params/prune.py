@@ -213,11 +213,8 @@ class Prune(Section):
     structured: Structured
 
     def nearest(self, sparsity: float) -> float:
-        """What an N:M pattern makes of a sparsity: its own of one that is it in three digits, such as 0.667 of 1:3.
-
-        With layers that have a sparsity of their own every one is meant as it is.
-        """
-        if self.group is None or self.layers:
+        """What an N:M pattern makes of a matrix's sparsity: its own, if it is that in three digits (0.667 of 1:3)."""
+        if self.group is None:
             return sparsity
         own = 1 - self.group[0] / self.group[1]
         return own if abs(sparsity - own) <= ROUNDED else sparsity
@@ -258,6 +255,13 @@ class Prune(Section):
             )
         if self.allocation == "owl" and self.group:
             raise ValueError("allocation owl gives layers different sparsities, pattern N:M the same: use one of them")
+        if self.group:
+            whole = 1 - self.group[0] / self.group[1]
+            if partly := [share for share in self.layers.values() if self.nearest(share) not in (0, whole)]:
+                raise ValueError(
+                    f"pattern {self.pattern} keeps {self.group[0]} weights of every {self.group[1]}, so that layers "
+                    f"can only be 0, which protects, or {whole:.4g}, not {partly[0]:g}"
+                )
         if self.units and (self.scope == "row" or self.allocation == "owl"):
             wrong = "scope row" if self.scope == "row" else "allocation owl"
             raise ValueError(

@@ -49,9 +49,9 @@ def divide(
     """
     check_patterns(sizes, layers)
     total = round(sparsity * sum(sizes.values()))
-    own = {name: _first_match(name, layers) for name in sizes}
+    own = own_shares(sizes, layers)
     shares = {name: share if total else 0.0 for name, share in own.items() if share is not None}
-    others = without_share(sizes, layers)
+    others = [name for name in sizes if name not in shares]
     room = sum(sizes[name] for name in others)
     rest = total - sum(share * sizes[name] for name, share in shares.items())
     if not -1 < rest < room + 1:  # the total is a whole number, the shares of the layers need not be
@@ -68,9 +68,12 @@ def divide(
     return Budget(rest=counts.pop(_OTHERS), fixed=counts, others=others)
 
 
-def without_share(names: Iterable[str], layers: Mapping[str, float]) -> list[str]:
-    """The matrices that `prune.layers` gives no sparsity of their own."""
-    return [name for name in names if _first_match(name, layers) is None]
+def own_shares(names: Iterable[str], layers: Mapping[str, float]) -> dict[str, float | None]:
+    """The sparsity that `prune.layers` gives each matrix, by the first pattern that matches; None where none does."""
+    return {
+        name: next((share for pattern, share in layers.items() if fnmatch.fnmatchcase(name, pattern)), None)
+        for name in names
+    }
 
 
 def check_patterns(names: Iterable[str], layers: Iterable[str]) -> None:
@@ -145,7 +148,3 @@ def outlier_shares(
     above, below = mean - min(scaled.values()), max(scaled.values()) - mean
     narrow = min([1.0, *(room / 2 / off for room, off in ((1 - sparsity, above), (sparsity, below)) if off > 0)])
     return {name: sparsity - narrow * (value - mean) for name, value in scaled.items()}
-
-
-def _first_match(name: str, layers: Mapping[str, float]) -> float | None:
-    return next((share for pattern, share in layers.items() if fnmatch.fnmatchcase(name, pattern)), None)

@@ -13,11 +13,12 @@ from stages.bitmasks import Masks
 from stages.errors import UserError
 from stages.models.anatomy import Matrix
 from stages.params import Prune
+from stages.params.prune import ROUNDED
 from stages.pruning import budget, patterns, units
 from stages.pruning.criterion import Context, Criterion
 from stages.pruning.layerwise import outlier_ratios, prune_in_order
 from stages.pruning.masks import keep_whole
-from stages.pruning.patterns import Pattern
+from stages.pruning.patterns import Grouped, Pattern
 from stages.pruning.scores import Scores
 from stages.pruning.selection import Cut, Pieces, keep_lowest_out, lowest
 
@@ -90,7 +91,8 @@ def outliers(context: Context, rules: Prune) -> dict[str, float] | None:
     """
     if rules.allocation != "owl":
         return None
-    return outlier_ratios(context, rules.owl.threshold, budget.without_share(context.matrices, rules.layers))
+    own = budget.own_shares(context.matrices, rules.layers)
+    return outlier_ratios(context, rules.owl.threshold, [name for name, share in own.items() if share is None])
 
 
 def check(model: nn.Module, matrices: Mapping[str, Matrix], sparsity: float, rules: Prune) -> None:
@@ -117,13 +119,32 @@ def _planned(
     gone: Mapping[str, int],
     progress: float,
 ) -> budget.Budget:
-    layers = {name: share * progress for name, share in rules.layers.items()}
+    layers = {name: rules.nearest(share) * progress for name, share in rules.layers.items()}
     unit = "weights" if pattern.size == 1 else f"blocks of {rules.pattern}"
-    planned = budget.divide(sizes, rules.nearest(sparsity), layers, gone, unit=unit)
+    if isinstance(pattern, Grouped) and sparsity:
+        sparsity = _of_groups(sizes, pattern, sparsity / progress, rules) * progress
+    planned = budget.divide(sizes, sparsity, layers, gone, unit=unit)
     mean = planned.rest / max(sum(sizes[name] for name in planned.others), 1)
     fixed = planned.fixed
     _check(pattern, matrices, {n: fixed[n] / max(sizes[n], 1) if n in fixed else mean for n in sizes})
     return planned
+
+
+def _of_groups(sizes: Mapping[str, int], pattern: Grouped, sparsity: float, rules: Prune) -> float:
+    """The sparsity with which every matrix that is not left out has the pattern N:M in each group.
+
+    Raises:
+        UserError: the one asked for is another, in three digits.
+    """
+    own = budget.own_shares(sizes, rules.layers)
+    losing = sum(size for name, size in sizes.items() if own[name] != 0)
+    exact = pattern.sparsity * losing / sum(sizes.values())
+    if abs(sparsity - exact) > ROUNDED:
+        raise UserError(
+            f"prune.pattern {rules.pattern} of the matrices that prune.layers does not protect is a sparsity of "
+            f"{exact:.3f} over all, not {sparsity:g}: ask for {exact:.3f}"
+        )
+    return exact
 
 
 def _each(

@@ -117,6 +117,7 @@ def prune_folder(source: Path, target: Path, sparsity: float, rules: Prune) -> O
     matrices = anatomy.describe(model).matrices
     called = _names(shards, model)
     _check(shards, called, matrices)
+    engine.check(model, matrices, sparsity, rules)
     # fp32, as a model in memory has them.
     scores = Scores(matrices, lambda name: shards[called[name]], lambda weights: weights.float().abs())
     context = Context(model, matrices, list, 0, None)

@@ -43,13 +43,14 @@ def _prune_in_steps(generator: Any, method: str, rules: params.Prune) -> None:
     batches = [generator.collate(generator.encode(SOURCES, TARGETS))]
     matrices = anatomy.describe(generator.model).matrices
     names = list(matrices)
-    own = {names[0]: 0, names[-1]: 0.25}
-    rules = rules.model_copy(update={"layers": own})
+    last = 0.5 if rules.group else 0.25
+    rules = rules.model_copy(update={"layers": {names[0]: 0, names[-1]: last}})
     size = engine.patterns.parse(rules.pattern).size
     total = sum(matrix.weight.numel() for matrix in matrices.values())
     context = criterion.Context(generator.model, matrices, lambda: batches, 0, getattr(rules, method))
     held = None
-    target = 1 / 3  # the others make up for the protected matrix, and of 2:4 they can lose at most a half
+    # The others make up for the protected matrix, but of 2:4, where they lose a half.
+    target = 0.5 * (1 - matrices[names[0]].weight.numel() / total) if rules.group else 1 / 3
     for sparsity in (0.2, target):
         progress = sparsity / target
         masks = engine.choose(context, criterion.find(method), sparsity, rules, held=held, progress=progress)
@@ -61,13 +62,15 @@ def _prune_in_steps(generator: Any, method: str, rules: params.Prune) -> None:
             assert not weight[~kept].any()
             assert held is None or not (kept & ~matrix.oriented(held[name])).any()
             if rules.pattern == "2:4":
-                assert bool((kept.reshape(len(kept), -1, 4).sum(-1) >= 2).all())
+                of_groups = kept.reshape(len(kept), -1, 4).sum(-1)
+                assert int(of_groups.min()) >= 2
+                assert progress < 1 or name == names[0] or int(of_groups.max()) == 2
             elif getattr(rules, method).scope == "row" and method != "dsnot":
                 lost = (~kept).sum(1)
                 assert int(lost.max() - lost.min()) <= max(size // 2, 1)
         assert masks[names[0]].all()
         assert (
-            int((~masks[names[-1]]).sum()) == round(0.25 * progress * matrices[names[-1]].weight.numel() / size) * size
+            int((~masks[names[-1]]).sum()) == round(last * progress * matrices[names[-1]].weight.numel() / size) * size
         )
         held = masks
 
@@ -94,7 +97,34 @@ def test_a_group_pattern_fixes_the_sparsity_unless_matrices_are_left_out(setting
     for sparsity in (0.4, 0.6):
         with pytest.raises(UserError, match=r"pattern 2:4 is sparsity 0\.5"):
             settings(sweep={"sparsity": [sparsity]}, prune={"pattern": "2:4"})
-    settings(sweep={"sparsity": [0.4]}, prune={"pattern": "2:4", "layers": {"encoder.*": 0}})
+    settings(sweep={"sparsity": [0.4]}, prune={"pattern": "2:4", "layers": {"encoder.*": 0, "decoder.*": 0.5}})
+    with pytest.raises(
+        UserError, match=r"keeps 2 weights of every 4, .* only be 0, which protects, or 0\.5, not 0\.25"
+    ):
+        settings(sweep={"sparsity": [0.4]}, prune={"pattern": "2:4", "layers": {"encoder.*": 0.25}})
+
+
+@pytest.mark.parametrize(("pattern", "share", "asked"), [("2:4", 0.5, 0.4), ("1:3", 2 / 3, 0.533)])
+def test_with_matrices_left_out_a_group_pattern_is_met_by_all_others(pattern, share, asked, settings):
+    """Of 60 weights 12 are protected: what is asked for has to be the share of the other 48, in three digits."""
+    weights = {"a": torch.nn.Parameter(torch.randn(1, 12)), "b": torch.nn.Parameter(torch.randn(4, 12))}
+    matrices = {
+        name: anatomy.Matrix(name, weight, transposed=False, role="unknown", side="decoder", block="")
+        for name, weight in weights.items()
+    }
+    context = criterion.Context(torch.nn.Module(), matrices, list, 0, None)
+    for layers in ({"a": 0}, {"a": 0, "b": round(share, 3)}):
+        rules = settings(sweep={"sparsity": [asked]}, prune={"pattern": pattern, "layers": layers}).prune
+        for progress in (0.5, 0.9999, 1.0):
+            masks = engine.choose(context, criterion.find("magnitude"), asked * progress, rules, progress=progress)
+            assert masks.pruned == round(share * 48 * progress) and bool(masks["a"].all())
+        of_groups = masks["b"].reshape(-1, rules.group[1]).sum(-1)
+        assert bool((of_groups == rules.group[0]).all())
+        for wrong in (asked - 0.01, asked + 0.01):
+            with pytest.raises(
+                UserError, match=f"does not protect is a sparsity of {asked:.3f} over all, not {wrong:g}"
+            ):
+                engine.check(context.model, matrices, wrong, rules)
 
 
 def test_dsnot_and_blocks_are_refused_with_the_reason(settings):

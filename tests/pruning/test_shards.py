@@ -157,6 +157,13 @@ def test_weights_that_do_not_fit_are_refused(saved, settings, tmp_path, spoil, m
     assert not (tmp_path / "out").exists()
 
 
+def test_groups_that_would_not_be_whole_are_refused(saved, settings, tmp_path):
+    rules = settings(sweep={"sparsity": [0.5]}, prune={"pattern": "2:4"}).prune
+    with pytest.raises(UserError, match=r"a sparsity of 0\.500 over all, not 0\.3"):
+        prune_folder(saved("llama")[1], tmp_path / "out", 0.3, rules)
+    assert not (tmp_path / "out").exists()
+
+
 def test_from_the_command_line(saved, tmp_path, capsys):
     from stages.prune_shards import main
 
