@@ -41,6 +41,10 @@ SMALL["roberta"] = SMALL["bert"]
 SMALL["marian"] = SMALL["mbart"] = SMALL["bart"]
 SMALL["qwen2"] = SMALL["llama"]
 FAMILIES = tuple(SMALL)
+RELATIVES = ("mt5", "qwen3", "mistral")
+"""Of other `model_type`, with the anatomy of one of the families."""
+SMALL["mt5"], SMALL["mistral"] = SMALL["t5"], SMALL["llama"]
+SMALL["qwen3"] = {**SMALL["llama"], "head_dim": 4}
 SMALL_RUN: dict[str, Any] = {
     "runtime": {"threads": 1, "precision": "fp32"},
     "data": {"path": "data/raw/small.csv"},
@@ -80,5 +84,5 @@ def family_section(family: str) -> dict[str, Any]:
     if family in ("bert", "roberta"):
         side = {"architecture": family, "config": SMALL[family]}
         return {"kind": "encoder_decoder", "encoder": side, "decoder": side, **common}
-    kind = "causal" if family in ("gpt2", "llama", "qwen2") else "seq2seq"
+    kind = "causal" if family in ("gpt2", "llama", "qwen2", "qwen3", "mistral") else "seq2seq"
     return {"kind": kind, "architecture": family, "config": SMALL[family], **common}

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
-from shared import FAMILIES, SOURCES, TARGETS
+from shared import FAMILIES, RELATIVES, SOURCES, TARGETS
 
 from stages import params
 from stages.models import anatomy
@@ -34,6 +34,20 @@ def test_counts_patterns_and_scopes(family, method, built, settings):
         masks = engine.choose(context, criterion.find(method), sparsity, rules)
         _check(masks, matrices, patterns.parse(pattern), sparsity, getattr(context.settings, "scope", scope))
     assert all(torch.equal(parameter, before[name]) for name, parameter in generator.model.named_parameters())
+
+
+@pytest.mark.parametrize("family", RELATIVES)
+def test_relatives_have_the_same_anatomy(family, build_family, settings, capsys):
+    generator = build_family(family)
+    generator.model.eval()
+    batches = [generator.collate(generator.encode(SOURCES, TARGETS))]
+    matrices = anatomy.describe(generator.model).matrices
+    assert "unknown" not in {matrix.role for matrix in matrices.values()} and not capsys.readouterr().err
+    for method, pattern in itertools.product(["magnitude", "taylor", "grasp", "wanda", "sparsegpt"], ["2:4", "4x1"]):
+        rules = settings(sweep={"sparsity": [0.5]}, prune={"pattern": pattern, "scope": "layer"}).prune
+        context = criterion.Context(generator.model, matrices, lambda: batches, 0, getattr(rules, method))
+        masks = engine.choose(context, criterion.find(method), 0.5, rules)
+        _check(masks, matrices, patterns.parse(pattern), 0.5, "layer")
 
 
 def _check(masks, matrices, pattern, sparsity, scope) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any, get_args
 
 import pytest
@@ -16,12 +17,11 @@ from stages.pruning import criterion, engine
 
 METHODS = [method for method in get_args(params.Method) if criterion.find(method).layerwise]
 SMALL = {"sparsegpt": {"block_columns": 8}, "alps": {"steps": 6}}  # several windows; few steps
+PATTERNS = {"unstructured": 0.5, "2:4": 0.5, "1:4": 0.75, "4x1": 0.5, "2x8": 0.5}
 RULES = [
-    ("unstructured", "layer", "uniform"),
+    *itertools.product(PATTERNS, ["layer", "row"], ["uniform"]),
     ("unstructured", "row", "owl"),
-    ("2:4", "row", "uniform"),
     ("4x1", "layer", "owl"),
-    ("2x8", "row", "uniform"),
 ]
 
 
@@ -33,7 +33,7 @@ def test_counts_are_exact_and_what_is_pruned_stays(family, method, built, settin
             continue
         knobs = {"scope": scope, **SMALL.get(method, {})}
         rules = {"pattern": pattern, "scope": "layer", "allocation": allocation, method: knobs}
-        made = settings(sweep={"sparsity": [0.5]}, prune=rules)
+        made = settings(sweep={"sparsity": [PATTERNS[pattern]]}, prune=rules)
         _prune_in_steps(copy.deepcopy(built(family)), method, made.prune)
 
 
@@ -43,14 +43,15 @@ def _prune_in_steps(generator: Any, method: str, rules: params.Prune) -> None:
     batches = [generator.collate(generator.encode(SOURCES, TARGETS))]
     matrices = anatomy.describe(generator.model).matrices
     names = list(matrices)
-    last = 0.5 if rules.group else 0.25
+    kept_of, group = rules.group or (3, 4)
+    last = 1 - kept_of / group
     rules = rules.model_copy(update={"layers": {names[0]: 0, names[-1]: last}})
     size = engine.patterns.parse(rules.pattern).size
     total = sum(matrix.weight.numel() for matrix in matrices.values())
     context = criterion.Context(generator.model, matrices, lambda: batches, 0, getattr(rules, method))
     held = None
-    # The others make up for the protected matrix, but of 2:4, where they lose a half.
-    target = 0.5 * (1 - matrices[names[0]].weight.numel() / total) if rules.group else 1 / 3
+    # The others make up for the protected matrix, but of N:M, where they lose what they can.
+    target = last * (1 - matrices[names[0]].weight.numel() / total) if rules.group else 1 / 3
     for sparsity in (0.2, target):
         progress = sparsity / target
         masks = engine.choose(context, criterion.find(method), sparsity, rules, held=held, progress=progress)
@@ -61,10 +62,10 @@ def _prune_in_steps(generator: Any, method: str, rules: params.Prune) -> None:
             assert torch.equal(weight[kept] != 0, torch.ones_like(weight[kept], dtype=torch.bool))
             assert not weight[~kept].any()
             assert held is None or not (kept & ~matrix.oriented(held[name])).any()
-            if rules.pattern == "2:4":
-                of_groups = kept.reshape(len(kept), -1, 4).sum(-1)
-                assert int(of_groups.min()) >= 2
-                assert progress < 1 or name == names[0] or int(of_groups.max()) == 2
+            if rules.group:
+                of_groups = kept.reshape(len(kept), -1, group).sum(-1)
+                assert int(of_groups.min()) >= kept_of
+                assert progress < 1 or name == names[0] or int(of_groups.max()) == kept_of
             elif getattr(rules, method).scope == "row" and method != "dsnot":
                 lost = (~kept).sum(1)
                 assert int(lost.max() - lost.min()) <= max(size // 2, 1)
