@@ -44,6 +44,8 @@ def setup(rows: Rows, model: str) -> list[str]:
     if repeats:
         eligible, size = own[0].eligible, own[0].model_bytes
         lines.append(f"- {eligible / 1e6:.1f}M eligible weights; the model takes {size / MEBIBYTE:.0f} MiB")
+        at_random = "changes to weights" if subjects.SUBJECTS[model].trained else "weights"
+        lines.append(f"- seed {subjects.SEED}: of {at_random}, and of the order of texts; repeats have the next")
         lines.append(f"- each side of a line measured {min(repeats)} to {max(repeats)} times")
     return lines
 

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import rows
 from benchmarks.pruning import __main__ as benchmark
-from benchmarks.pruning import report, results, ways
+from benchmarks.pruning import report, results, subjects, ways
 from benchmarks.pruning.results import Cell, Row
 from stages.errors import UserError
 
@@ -154,7 +154,8 @@ def test_tables_by_hand() -> None:
     assert report.quality(found, "smollm2")[2:] == [
         "| `wanda` | 50 % | `llmcompressor` | 7.9 | 7.4 | +0.0667 ± 0.2868 | 3 | 50.0000 % | 50.1000 % |"
     ]
-    assert report.setup(found, "smollm2")[-1].endswith("3 to 3 times")
+    *_, seed, often = report.setup(found, "smollm2")
+    assert seed.startswith(f"- seed {subjects.SEED}: ") and often.endswith("3 to 3 times")
     assert report.cost(found, "bart")[2:] == []
 
 
