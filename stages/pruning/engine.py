@@ -92,7 +92,8 @@ def outliers(context: Context, rules: Prune) -> dict[str, float] | None:
     if rules.allocation != "owl":
         return None
     own = budget.own_shares(context.matrices, rules.layers)
-    return outlier_ratios(context, rules.owl.threshold, [name for name, share in own.items() if share is None])
+    others = [name for name, share in own.items() if share is None]
+    return outlier_ratios(context, rules.owl.threshold, others) if others else {}
 
 
 def check(model: nn.Module, matrices: Mapping[str, Matrix], sparsity: float, rules: Prune) -> None:

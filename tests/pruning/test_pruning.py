@@ -17,6 +17,7 @@ from torch.nn.utils import prune as oracle
 from stages import params
 from stages.bitmasks import MASKS_FILE, Masks
 from stages.errors import UserError
+from stages.models import anatomy
 from stages.models.anatomy import Matrix
 from stages.pruning import budget, changes, criterion, engine, masks, schedules
 
@@ -297,3 +298,13 @@ def test_schedules(settings):
     # However few the steps, the target is reached before the last one.
     assert plan(1, schedule="cubic", ramp=1.0) == {0: 0.8}
     assert plan(2, schedule="rounds", rounds=5)[1] == 0.8
+
+
+def test_outliers_have_no_say_where_every_matrix_has_a_share_of_its_own(build_family, settings):
+    generator = build_family("llama")
+    matrices = anatomy.describe(generator.model).matrices
+    rules = settings(prune={"scope": "layer", "allocation": "owl", "layers": {"*": 0.5}}).prune
+    context = criterion.Context(generator.model, matrices, list, 0, rules.magnitude)
+    assert engine.outliers(context, rules) == {}
+    masks = engine.choose(context, criterion.find("magnitude"), 0.5, rules, outliers={})
+    assert masks.pruned == round(0.5 * masks.numel)
