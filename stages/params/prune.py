@@ -214,16 +214,19 @@ class Prune(Section):
 
     def nearest(self, sparsity: float) -> float:
         """What an N:M pattern makes of a matrix's sparsity: its own, if it is that in three digits (0.667 of 1:3)."""
-        if self.group is None:
-            return sparsity
-        own = 1 - self.group[0] / self.group[1]
-        return own if abs(sparsity - own) <= ROUNDED else sparsity
+        own = self.group_sparsity
+        return own if own is not None and abs(sparsity - own) <= ROUNDED else sparsity
 
     @property
     def group(self) -> tuple[int, int] | None:
         """N and M of a pattern N:M."""
         kept, colon, group = self.pattern.partition(":")
         return (int(kept), int(group)) if colon else None
+
+    @property
+    def group_sparsity(self) -> float | None:
+        """Sparsity of a matrix that has the pattern N:M."""
+        return 1 - self.group[0] / self.group[1] if self.group else None
 
     @property
     def blocks(self) -> bool:
@@ -256,7 +259,7 @@ class Prune(Section):
         if self.allocation == "owl" and self.group:
             raise ValueError("allocation owl gives layers different sparsities, pattern N:M the same: use one of them")
         if self.group:
-            whole = 1 - self.group[0] / self.group[1]
+            whole = self.group_sparsity
             if partly := [share for share in self.layers.values() if self.nearest(share) not in (0, whole)]:
                 raise ValueError(
                     f"pattern {self.pattern} keeps {self.group[0]} weights of every {self.group[1]}, so that layers "

@@ -15,6 +15,7 @@ from stages.models import anatomy
 from stages.pruning import criterion, patterns
 from stages.pruning.layerwise import Layer
 from stages.pruning.statistics import Norms
+from stages.pruning.structure.axes import Axis, Structure
 from stages.pruning.walk import walk
 
 KNOBS = params.read_yaml(Path(ROOT / "params.yaml"))["prune"]
@@ -84,3 +85,14 @@ def gathered(context: criterion.Context, statistic: Any = Norms) -> dict[str, An
     found: dict[str, Any] = {}
     walk(context, statistic, lambda block, statistics: found.update(statistics))
     return found
+
+
+def unit_of(model: Any, structure: Structure, axis: Axis, unit: int) -> Tensor:
+    """All weights of a unit, of whatever tensors it runs through, one after another."""
+    parts = [
+        parameter.index_select(place, dimension.indices(torch.tensor([unit]), axis.units)).flatten()
+        for name, parameter in model.named_parameters()
+        for place, dimension in enumerate(structure.tensors[name])
+        if dimension and dimension.axis == axis.name
+    ]
+    return torch.cat(parts)

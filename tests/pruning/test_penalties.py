@@ -7,14 +7,14 @@ import importlib
 import sys
 import types
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from layers import unit_of
 from shared import FAMILIES
 
 from stages.pruning import criterion
-from stages.pruning.structure.axes import Structure, describe
+from stages.pruning.structure.axes import describe
 from stages.pruning.structure.group_lasso import GroupLasso, penalised
 
 BESIDE = Path(sys.prefix) / "beside"
@@ -46,17 +46,6 @@ def test_a_step_of_l1(rate, strength, theirs):
     assert torch.equal(ours == 0, other == 0)
 
 
-def _unit(model: Any, structure: Structure, axis: Any, unit: int) -> torch.Tensor:
-    """All weights of a unit, one after another."""
-    parts = [
-        parameter.detach().index_select(place, dimension.indices(torch.tensor([unit]), axis.units)).flatten()
-        for name, parameter in model.named_parameters()
-        for place, dimension in enumerate(structure.tensors[name])
-        if dimension and dimension.axis == axis.name
-    ]
-    return torch.cat(parts)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("strength", [0.02, 0.3, 20.0])
 def test_a_step_of_group_lasso(strength, family, built, settings, theirs):
@@ -68,7 +57,7 @@ def test_a_step_of_group_lasso(strength, family, built, settings, theirs):
     step, lost, units = theirs("group_lasso").ProxGroupLasso(strength), 0, 0
     for axis in penalised(structure, rules):
         for unit in range(axis.units):
-            ours, other = (_unit(one, structure, axis, unit) for one in (model, dense))
+            ours, other = (unit_of(one, structure, axis, unit).detach() for one in (model, dense))
             step.apply_(other, 0.1)
             torch.testing.assert_close(ours, other, rtol=1e-6, atol=1e-7)
             lost, units = lost + int(not ours.any()), units + 1

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from layers import unit_of
 from shared import FAMILIES
 
 from stages.errors import UserError
@@ -59,17 +60,9 @@ def test_a_step_is_the_proximal_operator(family, built, rules):
     structure = describe(model)
     total = torch.tensor(0.0, dtype=torch.float64)
     for axis in penalised(structure, rules()):
-        squares = torch.zeros(axis.units, dtype=torch.float64)
-        sizes = torch.zeros(axis.units, dtype=torch.float64)
-        for name, parameter in model.named_parameters():
-            for place, dimension in enumerate(structure.tensors[name]):
-                if dimension and dimension.axis == axis.name:
-                    for unit in range(axis.units):
-                        rows = dimension.indices(torch.tensor([unit]), axis.units)
-                        part = parameter.index_select(place, rows)
-                        squares[unit] += part.square().sum()
-                        sizes[unit] += part.numel()
-        total = total + (sizes.sqrt() * squares.sqrt()).sum()
+        for unit in range(axis.units):
+            weights = unit_of(model, structure, axis, unit)
+            total = total + weights.numel() ** 0.5 * weights.square().sum().sqrt()
     distance = sum((parameter - before[name]).square().sum() for name, parameter in model.named_parameters()) / 2
     (distance + 0.1 * 0.02 * total).backward()
     moved = 0
